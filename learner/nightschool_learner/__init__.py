@@ -1,0 +1,1 @@
+"""Learning: turns logged requests into tasks, candidates, preferences and a proven adapter."""

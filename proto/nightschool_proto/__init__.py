@@ -1,0 +1,1 @@
+"""The wire: `nightschool.v1` and the code generated from it."""
