@@ -1,0 +1,1 @@
+"""Numbered SQL migrations; each runs once, in one transaction."""
