@@ -1,0 +1,149 @@
+"""Preference pairs from decided steps: the pick against each candidate that surely lost.
+
+A chosen step never has a failure. A rival that ran makes a pair only where the critic put it behind in
+both orders by the margin; a rival that failed makes a pair by fact, and such pairs are capped, because
+they teach format more than judgement (METHOD.md: the public code keeps mostly those). Steps that fell
+back or agreed make none. What a pair is trained on is exactly what was sampled.
+
+Owns the selection (pure) and the stage that writes `pairs` rows; the trainer's file is `pair_export.py`.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from nightschool_learner import practice_records
+from nightschool_learner.critique import margin_over
+from nightschool_learner.errors import NothingToLearnError
+from nightschool_learner.pair_export import write_pairs_file
+from nightschool_learner.practice_records import CandidateRow, DecidedStep
+from nightschool_learner.stages import Cycle, Ending
+from nightschool_server.config import PairsConfig
+from nightschool_server.ids import new_id
+from nightschool_server.toolcalls import parse_answer
+
+Kind = Literal["both_ran", "ran_vs_failed"]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One preference, by candidate ids."""
+
+    step_id: str
+    task_id: str
+    tool: str
+    """The tool that the chosen step calls first; empty for a final answer."""
+    chosen: str
+    rejected: str
+    kind: Kind
+    margin: float
+    """Nats, the smaller of both orders; 0 where facts decided."""
+    key: tuple[str, str, str]
+    """Conversation, chosen and rejected text, normalised: what makes two pairs near duplicates."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The pairs to train on and how many were left out, by reason."""
+
+    pairs: tuple[Pair, ...]
+    dropped: Mapping[str, int]
+
+
+def pairs_of(step: DecidedStep) -> list[Pair]:
+    """Every pair that the step supports, surest first."""
+    if step.step.picked_by not in ("facts", "critic") or step.step.picked is None:
+        return []
+    by_position = {c.position: c for c in step.candidates}
+    chosen = by_position[step.step.picked]
+    assert not chosen.failure, f"step {step.step.id} picked a candidate that failed: {chosen.failure}"
+    found: list[Pair] = []
+    for rival in step.candidates:
+        if rival.position == chosen.position:
+            continue
+        margin = 0.0 if rival.failure else margin_over(rival.position, chosen.position, step.verdicts)
+        if margin is None:
+            continue
+        kind: Kind = "ran_vs_failed" if rival.failure else "both_ran"
+        found.append(_pair(step, chosen, rival, kind, margin))
+    return sorted(found, key=lambda p: (-p.margin, p.rejected))
+
+
+def select(steps: Sequence[DecidedStep], config: PairsConfig, seed: int) -> Selection:
+    """Apply the caps; which pairs go where a cap bites is drawn from `seed`."""
+    dropped: Counter[str] = Counter()
+    supply = [pair for step in steps for pair in pairs_of(step)[: config.max_per_step]]
+    dropped["step_cap"] = sum(max(0, len(pairs_of(step)) - config.max_per_step) for step in steps)
+    random.Random(seed).shuffle(supply)
+    per_task: Counter[str] = Counter()
+    per_tool: Counter[str] = Counter()
+    keys: set[tuple[str, str, str]] = set()
+    kept: list[Pair] = []
+    for pair in sorted(supply, key=lambda p: p.kind):  # stable: those that both ran come first
+        if pair.key in keys or pair.key[1] == pair.key[2]:
+            dropped["near_duplicate"] += 1
+        elif per_task[pair.task_id] >= config.max_per_task:
+            dropped["task_cap"] += 1
+        elif per_tool[pair.tool] >= config.max_per_tool:
+            dropped["tool_cap"] += 1
+        else:
+            keys.add(pair.key)
+            per_task[pair.task_id] += 1
+            per_tool[pair.tool] += 1
+            kept.append(pair)
+    capped = _cap_failed(kept, config.max_share_failed)
+    dropped["failed_cap"] = len(kept) - len(capped)
+    return Selection(tuple(capped), {reason: count for reason, count in dropped.items() if count})
+
+
+class PairsStage:
+    """Writes the cycle's pairs in one transaction, then the trainer's file from them."""
+
+    name = "pairs"
+
+    async def run(self, cycle: Cycle) -> Ending | None:
+        config = cycle.config.pairs
+        selection = select(practice_records.decided_steps(cycle.store, cycle.id), config, cycle.seed)
+        rows = [(new_id("pair"), cycle.id, p.step_id, p.chosen, p.rejected, p.kind, p.margin, time.time()) for p in selection.pairs]
+        practice_records.insert_pairs(cycle.store, rows)
+        counts = Counter(pair.kind for pair in selection.pairs) + Counter({f"dropped_{k}": v for k, v in selection.dropped.items()})
+        progress = cycle.progress(self.name)
+        progress.begin(len(selection.pairs), len(selection.pairs), counts)
+        if len(selection.pairs) < config.min_pairs:
+            raise NothingToLearnError(
+                f"{len(selection.pairs)} preference pairs, fewer than learner.pairs.min_pairs = {config.min_pairs}: "
+                "the candidates agree, or the critic abstains; see the counts of explore and critique"
+            )
+        write_pairs_file(cycle)
+        return None
+
+
+def _pair(step: DecidedStep, chosen: CandidateRow, rejected: CandidateRow, kind: Kind, margin: float) -> Pair:
+    calls = parse_answer(chosen.text).calls
+    return Pair(
+        step_id=step.step.id,
+        task_id=step.task_id,
+        tool=calls[0].name if calls else "",
+        chosen=chosen.id,
+        rejected=rejected.id,
+        kind=kind,
+        margin=margin,
+        key=(step.step.history, _normal(chosen.text), _normal(rejected.text)),
+    )
+
+
+def _normal(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def _cap_failed(pairs: Sequence[Pair], max_share: float) -> list[Pair]:
+    """Keep pairs against failed candidates while they are at most `max_share` of what is kept."""
+    both_ran = [p for p in pairs if p.kind == "both_ran"]
+    failed = [p for p in pairs if p.kind == "ran_vs_failed"]
+    allowed = len(failed) if max_share >= 1 else int(len(both_ran) * max_share / (1 - max_share) + 1e-9)
+    return both_ran + failed[:allowed]

@@ -1,0 +1,251 @@
+"""The rows of practice: rollouts, steps, candidates, critiques and pairs.
+
+Owns their SQL. A step is written when its candidates have run, its comparisons one by one as they are
+paid for, its pick last; so a killed learner finds exactly what it still has to do.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nightschool_learner.critique import Choice, Verdict
+from nightschool_server.chat import canonical_json
+from nightschool_server.ids import new_id
+from nightschool_server.store import Store
+
+Verdicts = dict[tuple[int, int], Verdict]
+
+
+@dataclass(frozen=True)
+class CandidateRow:
+    """A row of `candidates`: one distinct action of a step."""
+
+    id: str
+    step_id: str
+    position: int
+    text: str
+    """Verbatim as sampled; of the first of the samples that said it."""
+    token_ids: tuple[int, ...]
+    logprob: float
+    """Sum over its tokens, of the untempered distribution."""
+    num_samples: int
+    observation: str
+    failure: str
+    """Empty, or which fact speaks against it: parse, schema, execution, budget."""
+    final: bool
+
+
+@dataclass(frozen=True)
+class StepRow:
+    """A row of `steps`."""
+
+    id: str
+    rollout_id: str
+    position: int
+    history: str
+    """The conversation that the candidates continue, as messages JSON."""
+    picked: int | None
+    picked_by: str
+
+
+@dataclass(frozen=True)
+class DecidedStep:
+    """A step with its candidates and every comparison made of them."""
+
+    step: StepRow
+    task_id: str
+    candidates: tuple[CandidateRow, ...]
+    verdicts: Mapping[tuple[int, int], Verdict]
+    """By (first, second) position."""
+
+
+@dataclass(frozen=True)
+class RolloutRow:
+    """A row of `rollouts`."""
+
+    id: str
+    task_id: str
+    state: str
+
+
+def rollouts_of(store: Store, cycle_id: str) -> dict[str, RolloutRow]:
+    """The cycle's rollouts by task id."""
+    rows = store.query("SELECT id, task_id, state FROM rollouts WHERE cycle_id = ?", (cycle_id,))
+    return {row["task_id"]: RolloutRow(row["id"], row["task_id"], row["state"]) for row in rows}
+
+
+def start_rollout(store: Store, cycle_id: str, task_id: str, adapter: str) -> RolloutRow:
+    """Begin the one rollout of a task."""
+    row = RolloutRow(new_id("roll"), task_id, "running")
+    with store.transaction() as db:
+        db.execute(
+            "INSERT INTO rollouts (id, cycle_id, task_id, adapter, state, started_at) VALUES (?, ?, ?, ?, 'running', ?)",
+            (row.id, cycle_id, task_id, adapter, time.time()),
+        )
+    return row
+
+
+def end_rollout(store: Store, rollout_id: str, state: str, outcome: str, answer: str) -> None:
+    """Write how a rollout ended."""
+    with store.transaction() as db:
+        db.execute(
+            "UPDATE rollouts SET state = ?, outcome = ?, answer = ?, ended_at = ? WHERE id = ?",
+            (state, outcome, answer, time.time(), rollout_id),
+        )
+
+
+def steps_of(store: Store, rollout_id: str) -> list[StepRow]:
+    """A rollout's steps in order."""
+    rows = store.query(
+        "SELECT id, rollout_id, position, history, picked, picked_by FROM steps WHERE rollout_id = ? ORDER BY position",
+        (rollout_id,),
+    )
+    return [StepRow(**{key: row[key] for key in StepRow.__dataclass_fields__}) for row in rows]
+
+
+def insert_step(store: Store, step: StepRow, candidates: Sequence[CandidateRow]) -> None:
+    """Write a step whose candidates have run and among which nobody has chosen yet."""
+    with store.transaction() as db:
+        db.execute(
+            "INSERT INTO steps (id, rollout_id, position, history, created_at) VALUES (?, ?, ?, ?, ?)",
+            (step.id, step.rollout_id, step.position, step.history, time.time()),
+        )
+        db.executemany(
+            "INSERT INTO candidates (id, step_id, position, text, token_ids, logprob, num_samples, observation, "
+            "failure, final) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [
+                (
+                    c.id, step.id, c.position, c.text, canonical_json(list(c.token_ids)), c.logprob, c.num_samples,
+                    c.observation, c.failure, int(c.final),
+                )
+                for c in candidates
+            ],
+        )  # fmt: skip
+
+
+def pick(store: Store, step_id: str, choice: Choice) -> None:
+    """Write a step's choice."""
+    with store.transaction() as db:
+        db.execute(
+            "UPDATE steps SET picked = ?, picked_by = ? WHERE id = ?", (choice.picked, choice.picked_by, step_id)
+        )
+
+
+def candidates_of(store: Store, step_id: str) -> list[CandidateRow]:
+    """A step's candidates in order."""
+    rows = store.query("SELECT * FROM candidates WHERE step_id = ? ORDER BY position", (step_id,))
+    return [_candidate(row) for row in rows]
+
+
+def insert_critique(store: Store, step_id: str, first: int, second: int, verdict: Verdict) -> None:
+    """Write one comparison; it is never paid for again."""
+    with store.transaction() as db:
+        db.execute(
+            "INSERT INTO critiques (id, step_id, first, second, verdict, margin, raw, prompt_tokens, created_at) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                new_id("crit"), step_id, first, second, verdict.winner, verdict.margin_nats, verdict.raw,
+                verdict.prompt_tokens, time.time(),
+            ),
+        )  # fmt: skip
+
+
+def verdicts_of(store: Store, step_id: str) -> Verdicts:
+    """A step's comparisons by (first, second)."""
+    rows = store.query("SELECT * FROM critiques WHERE step_id = ?", (step_id,))
+    return {(row["first"], row["second"]): _verdict(row) for row in rows}
+
+
+def decided_steps(store: Store, cycle_id: str) -> list[DecidedStep]:
+    """Every step of the cycle that facts or the critic decided, with candidates and comparisons."""
+    where = (
+        "SELECT s.id FROM steps s JOIN rollouts r ON r.id = s.rollout_id "
+        "WHERE r.cycle_id = ? AND s.picked_by IN ('facts', 'critic')"
+    )
+    candidates: dict[str, list[CandidateRow]] = defaultdict(list)
+    for row in store.query(f"SELECT * FROM candidates WHERE step_id IN ({where}) ORDER BY position", (cycle_id,)):
+        candidates[row["step_id"]].append(_candidate(row))
+    verdicts: dict[str, Verdicts] = defaultdict(dict)
+    for row in store.query(f"SELECT * FROM critiques WHERE step_id IN ({where})", (cycle_id,)):
+        verdicts[row["step_id"]][row["first"], row["second"]] = _verdict(row)
+    rows = store.query(
+        "SELECT s.*, r.task_id FROM steps s JOIN rollouts r ON r.id = s.rollout_id JOIN tasks t ON t.id = r.task_id "
+        "WHERE r.cycle_id = ? AND s.picked_by IN ('facts', 'critic') ORDER BY t.slot, s.position",
+        (cycle_id,),
+    )
+    return [
+        DecidedStep(
+            StepRow(**{key: row[key] for key in StepRow.__dataclass_fields__}),
+            row["task_id"],
+            tuple(candidates[row["id"]]),
+            verdicts[row["id"]],
+        )
+        for row in rows
+    ]
+
+
+def insert_pairs(store: Store, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Write the cycle's pairs, all at once; those that are there already stay."""
+    with store.transaction() as db:
+        db.executemany(
+            "INSERT OR IGNORE INTO pairs (id, cycle_id, step_id, chosen, rejected, kind, margin, created_at) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            rows,
+        )
+
+
+def explore_counts(store: Store, cycle_id: str) -> dict[str, int]:
+    """Counts over the cycle's steps and candidates, from the rows."""
+    counts: dict[str, int] = {}
+    of_cycle = "step_id IN (SELECT s.id FROM steps s JOIN rollouts r ON r.id = s.rollout_id WHERE r.cycle_id = ?)"
+    sums = store.query(
+        "SELECT COUNT(*) AS distinct_actions, COALESCE(SUM(num_samples), 0) AS samples, "
+        "COALESCE(SUM(json_array_length(token_ids)), 0) AS distinct_tokens "
+        f"FROM candidates WHERE {of_cycle}",
+        (cycle_id,),
+    )[0]
+    counts.update({key: int(sums[key]) for key in ("distinct_actions", "samples", "distinct_tokens")})
+    for row in store.query(
+        f"SELECT failure, COUNT(*) AS n FROM candidates WHERE {of_cycle} AND failure <> '' GROUP BY failure", (cycle_id,)
+    ):
+        counts[f"failed_{row['failure']}"] = int(row["n"])
+    for row in store.query(
+        "SELECT s.picked_by, COUNT(*) AS n FROM steps s JOIN rollouts r ON r.id = s.rollout_id "
+        "WHERE r.cycle_id = ? AND s.picked IS NOT NULL GROUP BY s.picked_by",
+        (cycle_id,),
+    ):
+        counts[f"picked_by_{row['picked_by']}"] = int(row["n"])
+    for row in store.query(
+        "SELECT outcome, COUNT(*) AS n FROM rollouts WHERE cycle_id = ? AND state <> 'running' GROUP BY outcome",
+        (cycle_id,),
+    ):
+        counts[row["outcome"]] = int(row["n"])
+    return counts
+
+
+def critique_counts(store: Store, cycle_id: str) -> dict[str, int]:
+    """Counts over the cycle's comparisons, from the rows: how often the first shown won, and so on."""
+    rows = store.query(
+        "SELECT verdict, COUNT(*) AS n, SUM(prompt_tokens) AS tokens FROM critiques WHERE step_id IN "
+        "(SELECT s.id FROM steps s JOIN rollouts r ON r.id = s.rollout_id WHERE r.cycle_id = ?) GROUP BY verdict",
+        (cycle_id,),
+    )
+    counts = {f"verdict_{row['verdict']}": int(row["n"]) for row in rows}
+    counts["prompt_tokens"] = sum(int(row["tokens"]) for row in rows)
+    return counts
+
+
+def _candidate(row: Mapping[str, Any]) -> CandidateRow:
+    values = {key: row[key] for key in CandidateRow.__dataclass_fields__}
+    values["token_ids"] = tuple(json.loads(row["token_ids"]))
+    values["final"] = bool(row["final"])
+    return CandidateRow(**values)
+
+
+def _verdict(row: Mapping[str, Any]) -> Verdict:
+    return Verdict(row["verdict"], row["margin"], row["raw"], row["prompt_tokens"])
