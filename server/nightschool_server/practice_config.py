@@ -1,0 +1,148 @@
+"""Settings of the learner's practice: when it runs, what it learns from, how it tries and judges.
+
+Owns the sections of `[learner]` from scheduling to pairs; `config.py` puts them together, training and the
+gate have theirs. Every field is documented once, under it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+Temperature = Annotated[float, Field(ge=0, le=4)]
+TopP = Annotated[float, Field(gt=0, le=1)]
+AdapterRole = Literal["base", "active"]
+"""`base`: the model without an adapter. `active`: the incumbent of the cycle."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ScheduleConfig(_Section):
+    """When cycles start by themselves; all off by default."""
+
+    interval_s: Annotated[float, Field(ge=0)] = 0.0
+    """A cycle every so many seconds. 0: never."""
+    cron: str = ""
+    """A cycle at these times, five fields of crontab, local time. Empty: never."""
+    min_new_seeds: Annotated[int, Field(ge=0)] = 0
+    """A cycle when so many trainable requests came in since the last one was queued. 0: never."""
+    check_seeds_s: Annotated[float, Field(gt=0)] = 5.0
+    """How often new requests are counted, seconds."""
+
+
+class SeedsConfig(_Section):
+    """Which logged requests a cycle learns from."""
+
+    max_requests: Positive = 5000
+    """How many of the newest trainable requests are looked at."""
+    max_seeds: Positive = 400
+    """How many of them are kept, failures first."""
+    min_seeds: Positive = 12
+    """A cycle with fewer stops: there is nothing to learn from."""
+    max_chars: Positive = 2000
+    """Longer prompts are no seeds."""
+    reserved_session_share: Share = 0.0
+    """Share of all sessions, by hash of their id, that are kept back for evaluation and never learned from."""
+
+
+class SynthesizeConfig(_Section):
+    """How new tasks are written."""
+
+    num_tasks: Positive = 150
+    """Slots of a cycle; a slot becomes one task or none."""
+    min_tasks: Positive = 10
+    """A cycle that keeps fewer stops."""
+    num_examples: Positive = 3
+    """Seeds that the writer is shown."""
+    max_attempts: Positive = 4
+    """Answers of the writer for one slot before it is given up."""
+    adapter: AdapterRole = "base"
+    """Who writes."""
+    temperature: Temperature = 1.0
+    top_p: TopP = 0.95
+    max_tokens: Positive = 128
+    """Of the writer's answer."""
+    min_words: Positive = 2
+    max_chars: Positive = 1000
+    """Bounds of a task."""
+    concurrency: Positive = 24
+    """Slots in flight."""
+
+
+class ExploreConfig(_Section):
+    """How several actions are tried at every step (SPORT: 1 cold and 4 hot)."""
+
+    num_candidates: Annotated[int, Field(ge=1, le=64)] = 5
+    """Samples of a step: one cold, the others hot."""
+    cold_temperature: Temperature = 0.7
+    hot_temperature: Temperature = 1.2
+    top_p: TopP = 0.8
+    max_tokens: Positive = 512
+    """Of one candidate."""
+    max_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps of a rollout. 0 takes the application's."""
+    concurrency: Positive = 24
+    """Rollouts in flight."""
+
+
+class EndpointConfig(_Section):
+    """An OpenAI-compatible endpoint."""
+
+    base_url: str = ""
+    """E.g. https://api.example.com/v1."""
+    model: str = ""
+    key_env: str = "OPENAI_API_KEY"
+    """Name of the environment variable that holds the key; the key itself is never in a file."""
+    timeout_s: Annotated[float, Field(gt=0)] = 60.0
+    """Of one call."""
+    max_retries: Annotated[int, Field(ge=0)] = 3
+
+
+class CriticConfig(_Section):
+    """Who compares two candidates, and when the verdict counts."""
+
+    kind: Literal["served", "endpoint"] = "served"
+    adapter: AdapterRole = "base"
+    """Of the served model: the judge stays the same while the policy learns."""
+    margin_nats: Annotated[float, Field(ge=0)] = 1.0
+    """The winner's log odds, in either order, must reach this; else the critic abstains."""
+    endpoint: EndpointConfig = EndpointConfig()
+
+    @model_validator(mode="after")
+    def _endpoint_is_named(self) -> Self:
+        if self.kind == "endpoint" and not (self.endpoint.base_url and self.endpoint.model):
+            raise ValueError("kind = 'endpoint' needs endpoint.base_url and endpoint.model")
+        return self
+
+
+class PairsConfig(_Section):
+    """Which preferences become training pairs."""
+
+    min_pairs: Positive = 24
+    """A cycle with fewer stops: training on them would teach noise."""
+    max_per_step: Positive = 4
+    max_per_task: Positive = 8
+    max_per_tool: Positive = 200
+    """Pairs whose chosen step calls the same tool first; final answers count as one tool."""
+    max_share_failed: Share = 0.5
+    """Of pairs in which the rejected candidate failed: they teach format more than judgement."""
+
+
+class FaultInjectionConfig(_Section):
+    """For demonstrations that the guards hold. Never in production."""
+
+    allow: bool = False
+    """Must be set for any of the faults below."""
+    invert_critic: bool = False
+    """The critic prefers the worse: the gate must reject what is learned from it."""
+
+    @model_validator(mode="after")
+    def _allowed(self) -> Self:
+        if self.invert_critic and not self.allow:
+            raise ValueError("invert_critic spoils what is learned: set fault_injection.allow = true if that is meant")
+        return self
