@@ -1,0 +1,150 @@
+"""What an application brings: its name, system prompt, tools, initial state and held-out tasks.
+
+    from nightschool_server.app import App, ToolContext, tool
+
+    @tool(effect="read_only")
+    def price(item: str) -> int:
+        \"\"\"The price of one item.\"\"\"
+        return PRICES[item]
+
+    app = App(name="shop", system_prompt="You help in a shop.", tools=[price])
+
+Owns `App` and `load_app`; everything that an application's module needs is importable from here. Light:
+tool workers import this module, so neither torch nor jsonschema is loaded by it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from nightschool_server.chat import ToolSpec
+from nightschool_server.errors import AppError
+from nightschool_server.evaluation_set import EvaluationSet, EvaluationTask, is_correct, read_evaluation
+from nightschool_server.tools import Effect, Tool, ToolContext, tool
+
+__all__ = [
+    "App", "AppError", "Effect", "EvaluationSet", "EvaluationTask", "Tool", "ToolContext",
+    "is_correct", "load_app", "load_evaluation", "tool",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class App:
+    """One application. Raises AppError where something about it is wrong."""
+
+    name: str
+    system_prompt: str
+    tools: Sequence[Tool] = ()
+    """Kept as a tuple, in the order in which the model sees them."""
+    evaluation: Path | None = None
+    """Held-out tasks as JSON lines, see `evaluation_set.py`. Without them nothing is ever promoted."""
+    initial_state: Mapping[str, Any] = field(default_factory=dict)
+    """What `ToolContext.state` holds when a task begins; JSON values."""
+    max_steps: int = 8
+    tool_timeout_s: float = 30.0
+    """Of tools that do not say themselves."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tools", tuple(self.tools))
+        if not self.name.strip():
+            raise AppError("App(name=...) is empty: give the application a name")
+        if not 1 <= self.max_steps <= 100:
+            raise AppError(f"app {self.name!r}: max_steps is {self.max_steps}; it must be 1 to 100")
+        if not 0 < self.tool_timeout_s <= 3600:
+            raise AppError(
+                f"app {self.name!r}: tool_timeout_s is {self.tool_timeout_s}; it must be above 0, at most 3600"
+            )
+        try:
+            json.dumps(dict(self.initial_state), allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise AppError(f"app {self.name!r}: initial_state is not made of JSON values: {error}") from error
+        self._check_tools()
+
+    @property
+    def specs(self) -> tuple[ToolSpec, ...]:
+        """The tools as the model sees them."""
+        return tuple(tool.spec for tool in self.tools)
+
+    def tool(self, name: str) -> Tool | None:
+        """The tool of that name."""
+        return next((tool for tool in self.tools if tool.spec.name == name), None)
+
+    def timeout_s(self, tool: Tool) -> float:
+        """How long a call of `tool` may take."""
+        return self.tool_timeout_s if tool.timeout_s is None else tool.timeout_s
+
+    def _check_tools(self) -> None:
+        seen: dict[str, Tool] = {}
+        for entry in self.tools:
+            if not isinstance(entry, Tool):
+                name = getattr(entry, "__name__", repr(entry))
+                raise AppError(f"app {self.name!r}: {name} is not a tool: put @tool(effect=...) above its definition")
+            name = entry.spec.name
+            if name in seen:
+                raise AppError(
+                    f"app {self.name!r} has two tools called {name!r}, at {seen[name].where} and {entry.where}: rename one"
+                )
+            seen[name] = entry
+
+
+def load_app(ref: str) -> App:
+    """Import the application that `module:attribute` names, the current folder among the places looked in.
+
+    Raises AppError with the remedy. Tool schemas are checked here, so that a wrong one stops the start.
+    """
+    from nightschool_server.arguments import schema_fault
+
+    app = import_app(ref)
+    for entry in app.tools:
+        if fault := schema_fault(entry.spec.parameters):
+            raise AppError(f"app {ref!r}: the schema of tool {entry.spec.name!r} ({entry.where}) is wrong: {fault}")
+    return app
+
+
+def import_app(ref: str) -> App:
+    """`load_app` without the check of the schemas: what a tool worker does."""
+    module_name, colon, attribute = ref.partition(":")
+    if not (module_name and colon and attribute):
+        raise AppError(f"app {ref!r} must be written module:attribute, e.g. examples.shop.app:app")
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    app = getattr(_import(module_name, ref), attribute, None)
+    if app is None:
+        raise AppError(
+            f"app {ref!r}: module {module_name!r} has no {attribute!r}: write `{attribute} = App(...)` in it"
+        )
+    if not isinstance(app, App):
+        raise AppError(f"app {ref!r} is a {type(app).__name__}, not an App: write `{attribute} = App(...)`")
+    return app
+
+
+def load_evaluation(app: App) -> EvaluationSet:
+    """The application's held-out tasks. Raises AppError with file, line and rule."""
+    if app.evaluation is None:
+        raise AppError(
+            f"app {app.name!r} has no evaluation set: give App(evaluation=Path(...)) a file of held-out tasks"
+        )
+    return read_evaluation(Path(app.evaluation))
+
+
+def _import(module_name: str, ref: str) -> ModuleType:
+    try:
+        return importlib.import_module(module_name)
+    except AppError:
+        raise
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
+            raise AppError(
+                f"app {ref!r}: no module {error.name!r} in {os.getcwd()} or on the Python path: start where it can be imported"
+            ) from error
+        raise AppError(f"app {ref!r} imports {error.name!r}, which is not installed") from error
+    except (Exception, SystemExit) as error:
+        raise AppError(f"app {ref!r}: importing it raised {type(error).__name__}: {error}") from error

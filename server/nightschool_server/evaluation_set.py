@@ -1,0 +1,132 @@
+"""Held-out tasks: what the gate measures on, and what neither training nor synthesis may see.
+
+Owns the file format, its digest and the rule for a right answer. A file is JSON lines, one task each:
+
+    {"id": "tag-001", "family": "tag", "prompt": "What do 3 cost?", "images": ["tag-001.png"], "answer": "36",
+     "match": "number"}
+
+`images` are paths from the file's folder and may be left out; `match` is "number" or "text" (default).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from nightschool_server.chat import canonical_json
+from nightschool_server.errors import AppError
+
+Match = Literal["number", "text"]
+
+_NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)(e[-+]?\d+)?")
+_KEYS = {"id": str, "family": str, "prompt": str, "images": list, "answer": str, "match": str}
+_REQUIRED = ("id", "family", "prompt", "answer")
+
+
+@dataclass(frozen=True)
+class EvaluationTask:
+    """One held-out task with its exact answer."""
+
+    id: str
+    family: str
+    prompt: str
+    answer: str
+    match: Match = "text"
+    images: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """All held-out tasks of an application."""
+
+    tasks: tuple[EvaluationTask, ...]
+    digest: str
+    """sha256 over every task and the bytes of its images; the order of the lines does not matter."""
+
+
+def read_evaluation(path: Path) -> EvaluationSet:
+    """Read the file. Raises AppError with line, value and rule."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise AppError(f"evaluation set {path}: it cannot be read: {error}") from error
+    tasks: dict[str, EvaluationTask] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        where = f"evaluation set {path}, line {number}"
+        task = _parse(line, path.parent, where)
+        if task.id in tasks:
+            raise AppError(f"{where}: id {task.id!r} was used before: ids must differ")
+        tasks[task.id] = task
+    if not tasks:
+        raise AppError(f"evaluation set {path} has no tasks: write one JSON object per line")
+    return EvaluationSet(tuple(tasks.values()), _digest(tuple(tasks.values())))
+
+
+def is_correct(task: EvaluationTask, answer: str) -> bool:
+    """Whether `answer` is the task's.
+
+    Numbers are compared as floats after `$`, `%`, `,`, spaces and a trailing period are taken away; texts
+    without case, outer and repeated spaces and a trailing period. Nothing else is forgiven.
+    """
+    if task.match == "number":
+        given, expected = _number(answer), _number(task.answer)
+        return given is not None and expected is not None and math.isclose(given, expected, rel_tol=1e-9)
+    return _text(answer) == _text(task.answer)
+
+
+def _number(text: str) -> float | None:
+    bare = re.sub(r"[$%,\s]", "", text).removesuffix(".").lower()
+    return float(bare) if _NUMBER.fullmatch(bare) else None
+
+
+def _text(text: str) -> str:
+    return " ".join(text.split()).removesuffix(".").rstrip().casefold()
+
+
+def _parse(line: str, folder: Path, where: str) -> EvaluationTask:
+    try:
+        value: Any = json.loads(line)
+    except ValueError as error:
+        raise AppError(f"{where}: not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise AppError(f"{where}: must be a JSON object")
+    if unknown := sorted(set(value) - set(_KEYS)):
+        raise AppError(f"{where}: unknown key {unknown[0]!r}; the keys are {', '.join(_KEYS)}")
+    for key in _REQUIRED:
+        if key not in value:
+            raise AppError(f"{where}: {key!r} is missing")
+    for key, kind in _KEYS.items():
+        if key in value and not isinstance(value[key], kind):
+            raise AppError(f"{where}: {key!r} is {value[key]!r}; it must be a {kind.__name__}")
+    match = value.get("match", "text")
+    if match not in ("number", "text"):
+        raise AppError(f"{where}: match {match!r} must be 'number' or 'text'")
+    if match == "number" and _number(value["answer"]) is None:
+        raise AppError(f"{where}: answer {value['answer']!r} is not a number, but match is 'number'")
+    images = tuple(_image(folder, name, where) for name in value.get("images", []))
+    return EvaluationTask(value["id"], value["family"], value["prompt"], value["answer"], match, images)
+
+
+def _image(folder: Path, name: Any, where: str) -> Path:
+    path = folder / str(name)
+    if not path.is_file():
+        raise AppError(f"{where}: image {str(name)!r} is not a file in {folder}")
+    return path
+
+
+def _digest(tasks: tuple[EvaluationTask, ...]) -> str:
+    rows = sorted(
+        canonical_json(
+            [t.id, t.family, t.prompt, t.answer, t.match]
+            + [hashlib.sha256(image.read_bytes()).hexdigest() for image in t.images]
+        )
+        for t in tasks
+    )
+    return hashlib.sha256("\n".join(rows).encode()).hexdigest()
