@@ -90,7 +90,8 @@ class App:
             name = entry.spec.name
             if name in seen:
                 raise AppError(
-                    f"app {self.name!r} has two tools called {name!r}, at {seen[name].where} and {entry.where}: rename one"
+                    f"app {self.name!r} has two tools called {name!r}, "
+                    f"at {seen[name].where} and {entry.where}: rename one"
                 )
             seen[name] = entry
 
@@ -143,7 +144,8 @@ def _import(module_name: str, ref: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
             raise AppError(
-                f"app {ref!r}: no module {error.name!r} in {os.getcwd()} or on the Python path: start where it can be imported"
+                f"app {ref!r}: no module {error.name!r} in {os.getcwd()} or on the Python path: "
+                "start in the folder that holds it"
             ) from error
         raise AppError(f"app {ref!r} imports {error.name!r}, which is not installed") from error
     except (Exception, SystemExit) as error:

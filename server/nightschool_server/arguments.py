@@ -18,7 +18,8 @@ MAX_SCHEMA_CHARS = 65_536
 MAX_SCHEMA_DEPTH = 32
 MAX_FAULT_CHARS = 300
 
-_Validator: Any = validators.extend(Draft202012Validator, {"pattern": None})
+_extend: Any = validators.extend
+_Validator: Any = _extend(Draft202012Validator, {"pattern": None})
 
 
 def schema_fault(parameters: str) -> str | None:

@@ -42,7 +42,8 @@ def schema_of(hint: Any) -> dict[str, Any]:
     if typing.is_typeddict(hint):
         return _schema_of_fields(typing.get_type_hints(hint), sorted(hint.__required_keys__))
     raise TypeError(
-        f"{hint!r} has no JSON Schema: use str, int, float, bool, list, dict, Literal, Optional, a dataclass or a TypedDict"
+        f"{hint!r} has no JSON Schema: use str, int, float, bool, list, dict, Literal, Optional, "
+        "a dataclass or a TypedDict"
     )
 
 
