@@ -23,7 +23,7 @@ from nightschool_learner.errors import NothingToLearnError
 from nightschool_learner.pair_export import write_pairs_file
 from nightschool_learner.practice_records import CandidateRow, DecidedStep
 from nightschool_learner.stages import Cycle, Ending
-from nightschool_server.config import PairsConfig
+from nightschool_server.practice_config import PairsConfig
 from nightschool_server.ids import new_id
 from nightschool_server.toolcalls import parse_answer
 

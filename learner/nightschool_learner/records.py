@@ -28,6 +28,8 @@ class CycleRow:
     trigger: str
     reason: str
     overrides: tuple[str, ...]
+    config: str
+    """The resolved `[learner]` table as JSON, once the cycle has started."""
     seed: int
     incumbent: str | None
     candidate: str | None

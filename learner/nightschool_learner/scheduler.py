@@ -15,7 +15,7 @@ from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
 from nightschool_learner import records
-from nightschool_server.config import ScheduleConfig
+from nightschool_server.practice_config import ScheduleConfig
 from nightschool_server.store import Store
 
 logger = logging.getLogger(__name__)

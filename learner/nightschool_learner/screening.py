@@ -7,10 +7,13 @@ picture is refused, whatever the text; the same question about another picture i
 
 from __future__ import annotations
 
+import hashlib
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+from nightschool_server.app import App, load_evaluation
 
 NGRAM_WORDS = 13
 """Length of the word n-grams that count as overlap with a held-out task: the field's usual bound
@@ -65,3 +68,13 @@ class HeldOut:
         if not self._ngrams.isdisjoint(ngrams(key.words, NGRAM_WORDS)):
             return "ngram"
         return None
+
+
+def held_out_of(app: App) -> HeldOut:
+    """The screen of an application's evaluation set; an application without one holds nothing out."""
+    if app.evaluation is None:
+        return HeldOut(())
+    return HeldOut(
+        task_key(task.prompt, [hashlib.sha256(path.read_bytes()).hexdigest() for path in task.images])
+        for task in load_evaluation(app).tasks
+    )

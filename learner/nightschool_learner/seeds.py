@@ -16,11 +16,10 @@ from dataclasses import dataclass
 
 from nightschool_learner import seed_records
 from nightschool_learner.errors import NothingToLearnError
-from nightschool_learner.evaluation_set import held_out_of
-from nightschool_learner.screening import HeldOut, TaskKey, task_key
+from nightschool_learner.screening import HeldOut, TaskKey, held_out_of, task_key
 from nightschool_learner.seed_records import LoggedRequest, Seed
 from nightschool_learner.stages import Cycle, Ending
-from nightschool_server.config import SeedsConfig
+from nightschool_server.practice_config import SeedsConfig
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ class SeedsStage:
         num_chosen = seed_records.count_seeds(cycle.store, cycle.id)
         if not num_chosen:
             requests = seed_records.trainable_requests(cycle.store, config.max_requests)
-            chosen = choose_seeds(requests, held_out_of(cycle), config)
+            chosen = choose_seeds(requests, held_out_of(cycle.app), config)
             seed_records.insert_seeds(cycle.store, cycle.id, chosen.seeds)
             num_chosen = len(chosen.seeds)
             counts = {f"dropped_{reason}": n for reason, n in chosen.dropped.items()}

@@ -23,7 +23,7 @@ from nightschool_learner.errors import CycleCancelledError
 if TYPE_CHECKING:
     from nightschool import AsyncClient
     from nightschool_server.app import App
-    from nightschool_server.config import LearnerConfig
+    from nightschool_server.learner_config import LearnerConfig
     from nightschool_server.home import Home
     from nightschool_server.store import Store
 
@@ -111,17 +111,25 @@ class Cycle:
     home: Home
     store: Store
     app: App
+    app_ref: str
+    """`module:attribute` of the application, for processes that import it themselves."""
     client: AsyncClient
     """Connected with the home's admin token. Wrap calls in `sampling.patiently`."""
     progress: Callable[[str], Progress]
     """The progress of a stage, by name."""
     cancelled: asyncio.Event
     """Set when an operator cancelled the cycle or the process is to stop; wait on it beside anything long."""
+    resumed: asyncio.Event
+    """Cleared while the learner is paused; `sampling.patiently` waits for it."""
 
     @property
     def folder(self) -> Path:
         """The cycle's working files: config.json, pairs.jsonl, the trainer's files, report.json."""
         return self.home.cycles / self.id
+
+    def adapter_of(self, role: str) -> str:
+        """The adapter that plays a role of the configuration: `base`, or `active`, the incumbent."""
+        return self.incumbent if role == "active" else "base"
 
     def check(self) -> None:
         """Raise CycleCancelledError where the cycle was cancelled; call it between units."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import tomllib
+from collections.abc import Sequence
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from nightschool_server.errors import ConfigError
 from nightschool_server.practice_config import (
     CriticConfig,
     ExploreConfig,
@@ -42,3 +45,35 @@ class LearnerConfig(BaseModel):
     gate: GateConfig = GateConfig()
     promote: PromoteConfig = PromoteConfig()
     fault_injection: FaultInjectionConfig = FaultInjectionConfig()
+
+
+def with_overrides(config: LearnerConfig, overrides: Sequence[str]) -> LearnerConfig:
+    """`config` with `section.key=value` overrides, e.g. `explore.num_candidates=3`; values as in TOML.
+
+    Raises ConfigError naming the override, its fault and the rule.
+    """
+    values = config.model_dump()
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        *sections, name = key.strip().removeprefix("learner.").split(".")
+        place: Any = values
+        for section in sections:
+            place = place.get(section) if isinstance(place, dict) else None
+        if not equals or not isinstance(place, dict) or name not in place or isinstance(place[name], dict):
+            raise ConfigError(
+                f"override {override!r} is not key=value with a key of [learner], e.g. explore.num_candidates=3"
+            )
+        place[name] = _value(text.strip())
+    try:
+        return LearnerConfig.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "learner"
+        raise ConfigError(f"override of {where}: {first['msg']}; got {first['input']!r}") from error
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

@@ -1,0 +1,186 @@
+"""The loop: takes a cycle, runs its stages in order, and writes how it ended.
+
+Owns the lease, the order of the stages, cancellation, and what an exception out of a stage means. A
+cycle that was running when its learner died is taken up again: its rows say what is left. A server that
+is away does not end a cycle; the loop connects again and goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import psutil
+
+from nightschool import AsyncClient
+from nightschool_learner import records, report
+from nightschool_learner.errors import CycleCancelledError, NothingToLearnError, ServerGoneError
+from nightschool_learner.records import CycleRow
+from nightschool_learner.sampling import connect
+from nightschool_learner.stages import STAGE_NAMES, Cycle, Progress, Stage
+from nightschool_server.app import App
+from nightschool_server.config import Config
+from nightschool_server.engine import BASE
+from nightschool_server.errors import ConfigError
+from nightschool_server.home import Home
+from nightschool_server.learner_config import LearnerConfig, with_overrides
+from nightschool_server.store import Store
+
+logger = logging.getLogger(__name__)
+
+CONFIG_FILE = "config.json"
+
+
+@dataclass
+class Learner:
+    """One learner process: its store, its application and what it is told to do."""
+
+    home: Home
+    config: Config
+    store: Store
+    app: App
+    stages: Sequence[Stage]
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set on SIGTERM and when the server is gone; a running cycle is left for the next learner."""
+
+    async def run(self) -> None:
+        """Run cycles as they are queued, until `stopping` is set."""
+        while not self.stopping.is_set():
+            row = records.open_cycle(self.store)
+            if row is None or records.is_paused(self.store) or self._held_by_other(row):
+                await self._rest()
+                continue
+            try:
+                await self._run_cycle(row)
+            except ServerGoneError as error:
+                logger.warning("event=server_gone cycle=%s error=%s", row.id, error)
+                records.set_last_error(self.store, str(error))
+                await self._rest()
+
+    async def _run_cycle(self, row: CycleRow) -> None:
+        async with connect(self.home) as client:
+            try:
+                row = self._take(row)
+            except ConfigError as error:
+                records.finish(self.store, row.id, "failed", str(error))
+                return
+            cycle = self._cycle(row, client)
+            async with self._watched(cycle):
+                state, outcome = await self._end_of(cycle)
+            if state is None:
+                return
+            records.finish(self.store, cycle.id, state, outcome)
+            report.write(cycle.folder, self.store, cycle.id)
+            records.set_last_error(self.store, outcome if state == "failed" else "")
+            logger.info("event=cycle_ended cycle=%s state=%s outcome=%s", cycle.id, state, outcome)
+
+    async def _end_of(self, cycle: Cycle) -> tuple[str | None, str]:
+        """Run what is left of the cycle. (None, "") where it stays running, for the next learner."""
+        try:
+            return await self._run_stages(cycle)
+        except NothingToLearnError as error:
+            return "stopped", str(error)
+        except CycleCancelledError:
+            reason = records.get_cycle(self.store, cycle.id).cancel_reason
+            if reason is None and self.stopping.is_set():
+                return None, ""
+            return "cancelled", reason or "cancelled"
+        except ServerGoneError:
+            raise
+        except Exception as error:  # the boundary of a cycle: whatever a stage raises ends it, on the record
+            logger.exception("event=cycle_failed cycle=%s", cycle.id)
+            return "failed", f"{type(error).__name__}: {error}"
+
+    async def _run_stages(self, cycle: Cycle) -> tuple[str, str]:
+        states = records.stage_states(self.store, cycle.id)
+        for stage in self.stages:
+            if states[stage.name] == "done":
+                continue
+            cycle.check()
+            records.start_stage(self.store, cycle.id, stage.name)
+            logger.info("event=stage_started cycle=%s stage=%s", cycle.id, stage.name)
+            ending = await stage.run(cycle)
+            cycle.progress(stage.name).flush()
+            records.end_stage(self.store, cycle.id, stage.name)
+            if ending is not None:
+                return ending.state, ending.outcome
+        raise AssertionError("the last stage must end the cycle")
+
+    def _take(self, row: CycleRow) -> CycleRow:
+        """Start a queued cycle, or take up one that was running."""
+        if row.state == "running":
+            row = records.resume(self.store, row)
+            logger.info("event=cycle_resumed cycle=%s num_resumes=%d", row.id, row.num_resumes)
+        else:
+            config = with_overrides(self.config.learner, row.overrides).model_dump_json(indent=2)
+            seed = row.seed or int.from_bytes(os.urandom(4), "big")
+            incumbent = records.active_adapter(self.store)
+            row = records.start(self.store, row, seed=seed, incumbent=incumbent, config=config)
+            logger.info("event=cycle_started cycle=%s incumbent=%s seed=%d", row.id, incumbent, seed)
+        records.renew_lease(self.store, row.id, os.getpid(), self.config.learner.lease_s)
+        return row
+
+    def _cycle(self, row: CycleRow, client: AsyncClient) -> Cycle:
+        """The cycle as its stages see it; writes its resolved configuration beside its files."""
+        sink = partial(records.update_stage, self.store, row.id)
+        progress = {name: Progress(name, sink) for name in STAGE_NAMES}
+        cycle = Cycle(
+            id=row.id,
+            seed=row.seed,
+            incumbent=row.incumbent or BASE,
+            config=LearnerConfig.model_validate_json(row.config),
+            home=self.home,
+            store=self.store,
+            app=self.app,
+            app_ref=self.config.app,
+            client=client,
+            progress=progress.__getitem__,
+            cancelled=asyncio.Event(),
+            resumed=asyncio.Event(),
+        )
+        cycle.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (cycle.folder / CONFIG_FILE).write_text(row.config + "\n", encoding="utf-8")
+        return cycle
+
+    @contextlib.asynccontextmanager
+    async def _watched(self, cycle: Cycle) -> AsyncIterator[None]:
+        """Beside the stages: renew the lease, and pass on cancellation, pause and the end of the process."""
+        self._obey(cycle)
+        watcher = asyncio.create_task(self._watch(cycle))
+        try:
+            yield
+        finally:
+            watcher.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watcher
+
+    async def _watch(self, cycle: Cycle) -> None:
+        while not cycle.cancelled.is_set():
+            await self._rest()
+            self._obey(cycle)
+
+    def _obey(self, cycle: Cycle) -> None:
+        records.renew_lease(self.store, cycle.id, os.getpid(), self.config.learner.lease_s)
+        if self.stopping.is_set() or records.get_cycle(self.store, cycle.id).cancel_reason is not None:
+            cycle.cancelled.set()
+        if records.is_paused(self.store):
+            cycle.resumed.clear()
+        else:
+            cycle.resumed.set()
+
+    def _held_by_other(self, row: CycleRow) -> bool:
+        """Whether a learner that lives holds the cycle: one on another machine, since this home's lock is ours."""
+        if row.lease_pid in (None, os.getpid()) or (row.lease_until or 0) < time.time():
+            return False
+        return psutil.pid_exists(int(row.lease_pid or 0))
+
+    async def _rest(self) -> None:
+        """Wait until it is time to look again."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.stopping.wait(), self.config.learner.poll_s)

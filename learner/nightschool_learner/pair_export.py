@@ -1,0 +1,68 @@
+"""Pairs as the trainer reads them: TRL's conversational preference format, one JSON object a line.
+
+    {"prompt": [...], "chosen": [{"role": "assistant", "content": ...}], "rejected": [...], "tools": [...] | null,
+     "images": ["<sha256>", ...], "pair_id": ..., "kind": ..., "margin": ...,
+     "chosen_token_ids": [...], "rejected_token_ids": [...]}
+
+Prompt messages are what the chat template was given when the candidates were sampled; the content of chosen and
+rejected is the sampled text, verbatim, and the token ids beside it are the sampled tokens, so that a trainer can
+prove that it trains on them. `images` names blobs of the home folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nightschool_learner.stages import Cycle
+from nightschool_server.chat import ToolSpec, messages_from_json, template_messages, template_tools
+from nightschool_server.store import Store
+
+PAIRS_FILE = "pairs.jsonl"
+
+
+def export_rows(store: Store, cycle_id: str, tools: Sequence[ToolSpec] = ()) -> list[dict[str, Any]]:
+    """Every pair of the cycle, in the order in which they were practised. `tools` are the application's."""
+    rows = store.query(
+        "SELECT p.id, p.kind, p.margin, s.history, c.text AS chosen, c.token_ids AS chosen_ids, "
+        " r.text AS rejected, r.token_ids AS rejected_ids "
+        "FROM pairs p JOIN steps s ON s.id = p.step_id JOIN candidates c ON c.id = p.chosen "
+        "JOIN candidates r ON r.id = p.rejected JOIN rollouts o ON o.id = s.rollout_id JOIN tasks t ON t.id = o.task_id "
+        "WHERE p.cycle_id = ? ORDER BY t.slot, s.position, r.position",
+        (cycle_id,),
+    )
+    rendered_tools = template_tools(tools)
+    exported = []
+    for row in rows:
+        history = messages_from_json(row["history"])
+        exported.append(
+            {
+                "prompt": template_messages(history),
+                "chosen": [{"role": "assistant", "content": row["chosen"]}],
+                "rejected": [{"role": "assistant", "content": row["rejected"]}],
+                "tools": rendered_tools,
+                "images": [sha256 for message in history for sha256 in message.images],
+                "pair_id": row["id"],
+                "kind": row["kind"],
+                "margin": row["margin"],
+                "chosen_token_ids": json.loads(row["chosen_ids"]),
+                "rejected_token_ids": json.loads(row["rejected_ids"]),
+            }
+        )
+    return exported
+
+
+def write_pairs_file(cycle: Cycle) -> Path:
+    """Write the cycle's pairs.jsonl, whole or not at all. Returns its path."""
+    path = cycle.folder / PAIRS_FILE
+    partial = path.with_suffix(".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        for row in export_rows(cycle.store, cycle.id, cycle.app.specs):
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    return path

@@ -1,0 +1,41 @@
+"""Many units of a stage at once, ended together: by the last unit, the first failure, or a cancellation."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TypeVar
+
+from nightschool_learner.stages import Cycle
+
+T = TypeVar("T")
+
+
+async def for_each(cycle: Cycle, units: Iterable[T], work: Callable[[T], Awaitable[None]], concurrency: int) -> None:
+    """Run `work` on every unit, `concurrency` at a time, in order of start.
+
+    The first exception cancels the units in flight and is raised. Raises CycleCancelledError where the
+    cycle was cancelled; units in flight are then left unfinished.
+    """
+    waiting = iter(units)
+
+    async def worker() -> None:
+        for unit in waiting:  # one shared iterator: each worker takes the next unit
+            cycle.check()
+            await work(unit)
+
+    async def watch() -> None:
+        await cycle.cancelled.wait()
+        cycle.check()
+
+    watcher = asyncio.create_task(watch())
+    workers = asyncio.gather(*(worker() for _ in range(concurrency)))
+    try:
+        await asyncio.wait({watcher, workers}, return_when=asyncio.FIRST_COMPLETED)
+        if watcher.done() and not workers.done():
+            watcher.result()
+        await workers
+    finally:
+        watcher.cancel()
+        workers.cancel()
+        await asyncio.gather(watcher, workers, return_exceptions=True)

@@ -1,0 +1,151 @@
+"""Synthesis: the model writes new tasks in the manner of a few seeds, and a screen keeps or drops them.
+
+The unit of work is a slot: up to `max_attempts` answers of the writer, of which the first that passes every
+check is kept; else the slot is a dropped task with the reason of its last attempt. Seeds and sampling are
+drawn from (cycle seed, slot, attempt), so a slot that is run again is the same slot; only which of two equal
+tasks of one cycle is kept depends on which was finished first.
+
+Deviation from SPORT: no image retrieval; a task about a picture reuses the picture of one of its seeds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from nightschool_learner import seed_records
+from nightschool_learner.errors import NothingToLearnError
+from nightschool_learner.parallel import for_each
+from nightschool_learner.prompts import SeedView, WrittenTask, parse_written_task, writer_messages
+from nightschool_learner.sampling import Sampler, derive_seed
+from nightschool_learner.screening import HeldOut, TaskKey, held_out_of, task_key
+from nightschool_learner.seed_records import KEPT, Attempt, Seed, TaskRow
+from nightschool_learner.stages import Cycle, Ending
+from nightschool_server.chat import ToolSpec
+from nightschool_server.practice_config import SynthesizeConfig
+from nightschool_server.engine import Sampling
+
+
+@dataclass
+class Screen:
+    """The checks that a written task passes, and the tasks that are there already."""
+
+    config: SynthesizeConfig
+    held_out: HeldOut
+    known: set[TaskKey] = field(default_factory=set)
+    """Every task kept so far, of this cycle and of earlier ones."""
+
+    def judge(self, written: WrittenTask, examples: Sequence[Seed]) -> tuple[str, tuple[str, ...]]:
+        """`kept` or the reason for dropping, and the task's pictures. A kept task is known from now on."""
+        images = () if written.image_of is None else examples[written.image_of].images
+        key = task_key(written.prompt, images)
+        reason = self._reason(key, written.prompt, examples)
+        if reason == KEPT:
+            self.known.add(key)
+        return reason, images
+
+    def _reason(self, key: TaskKey, prompt: str, examples: Sequence[Seed]) -> str:
+        if not self.config.min_words <= len(key.words) or len(prompt) > self.config.max_chars:
+            return "length"
+        if contaminated := self.held_out.match(key):
+            return f"held_out_{contaminated}"
+        if any(key == task_key(seed.prompt, seed.images) for seed in examples):
+            return "copy"
+        return "duplicate" if key in self.known else KEPT
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Fills slots: what the model is asked, and what becomes of its answers."""
+
+    cycle_id: str
+    cycle_seed: int
+    config: SynthesizeConfig
+    tools: tuple[ToolSpec, ...]
+    seeds: Sequence[Seed]
+    screen: Screen
+    sampler: Sampler
+    adapter: str
+    num_tokens: Mapping[str, int] = field(default_factory=dict)
+
+    async def fill(self, slot: int) -> tuple[TaskRow, list[Attempt], list[Seed]]:
+        """Write the task of one slot."""
+        examples = self.examples(slot)
+        views = [SeedView(seed.prompt, seed.images) for seed in examples]
+        messages = writer_messages(self.tools, views)
+        attempts: list[Attempt] = []
+        prompt, images = "", tuple[str, ...]()
+        for attempt in range(self.config.max_attempts):
+            sampling = Sampling(
+                max_tokens=self.config.max_tokens,
+                temperature=self.config.temperature,
+                top_p=self.config.top_p,
+                seed=derive_seed(self.cycle_seed, "write", slot, attempt),
+            )
+            reply = await self.sampler.sample(messages, (), sampling, adapter=self.adapter)
+            answer = reply.answers[0]
+            prompt, images, verdict = self._read(answer.text, views, examples)
+            attempts.append(Attempt(answer.text, verdict, len(answer.token_ids)))
+            if verdict == KEPT:
+                break
+        return seed_records.new_task(slot, prompt, images, attempts[-1].verdict), attempts, examples
+
+    def examples(self, slot: int) -> list[Seed]:
+        """The seeds that slot `slot` is written from."""
+        rng = random.Random(derive_seed(self.cycle_seed, "examples", slot))
+        return rng.sample(self.seeds, min(self.config.num_examples, len(self.seeds)))
+
+    def _read(
+        self, text: str, views: Sequence[SeedView], examples: Sequence[Seed]
+    ) -> tuple[str, tuple[str, ...], str]:
+        try:
+            written = parse_written_task(text, views)
+        except ValueError:
+            return "", (), "parse"
+        verdict, images = self.screen.judge(written, examples)
+        return written.prompt, images, verdict
+
+
+class SynthesizeStage:
+    """Fills every slot of the cycle."""
+
+    name = "synthesize"
+
+    async def run(self, cycle: Cycle) -> Ending | None:
+        config, progress = cycle.config.synthesize, cycle.progress(self.name)
+        done = {task.slot: task for task in seed_records.tasks_of(cycle.store, cycle.id)}
+        progress.begin(config.num_tasks, len(done), seed_records.writer_counts(cycle.store, cycle.id))
+        screen = Screen(config, held_out_of(cycle.app), known_tasks(cycle, done.values()))
+        writer = Writer(
+            cycle_id=cycle.id,
+            cycle_seed=cycle.seed,
+            config=config,
+            tools=cycle.app.specs,
+            seeds=seed_records.seeds_of(cycle.store, cycle.id),
+            screen=screen,
+            sampler=Sampler(cycle),
+            adapter=cycle.adapter_of(config.adapter),
+        )
+
+        async def fill(slot: int) -> None:
+            task, attempts, examples = await writer.fill(slot)
+            seed_records.insert_task(cycle.store, cycle.id, slot, task, attempts, examples)
+            progress.advance(**seed_records.attempt_counts(attempts))
+
+        await for_each(cycle, [slot for slot in range(config.num_tasks) if slot not in done], fill, config.concurrency)
+        num_kept = sum(task.state == KEPT for task in seed_records.tasks_of(cycle.store, cycle.id))
+        if num_kept < config.min_tasks:
+            raise NothingToLearnError(
+                f"{num_kept} tasks kept of {config.num_tasks}, fewer than learner.synthesize.min_tasks = "
+                f"{config.min_tasks}: the stage's counts say why tasks were dropped"
+            )
+        return None
+
+
+def known_tasks(cycle: Cycle, done: Sequence[TaskRow]) -> set[TaskKey]:
+    """Keys of the tasks kept by this cycle so far and by every other one."""
+    known = {task_key(task.prompt, task.images) for task in done if task.state == KEPT}
+    others = seed_records.tasks_of_other_cycles(cycle.store, cycle.id)
+    return known | {task_key(prompt, images) for prompt, images in others}
