@@ -46,11 +46,13 @@ def cycle_rows(store: Store, cycle_id: str) -> CycleRows:
         raise UnknownCycleError(cycle_id)
     # The lease is renewed all the time and says nothing to an operator.
     cycle = {key: value for key, value in dict(found[0]).items() if not key.startswith("lease_")}
-    stages = [dict(row) for row in store.query("SELECT * FROM stages WHERE cycle_id = ? ORDER BY position", (cycle_id,))]
+    stages = [
+        dict(row) for row in store.query("SELECT * FROM stages WHERE cycle_id = ? ORDER BY position", (cycle_id,))
+    ]
     evaluations = store.query(
         "SELECT * FROM evaluations WHERE cycle_id = ? ORDER BY created_at DESC, id DESC LIMIT 1", (cycle_id,)
     )
-    return CycleRows(cycle, stages, dict(evaluations[0]) if evaluations else None)
+    return CycleRows(cycle, [dict(row) for row in stages], dict(evaluations[0]) if evaluations else None)
 
 
 def cycle_to_proto(rows: CycleRows) -> admin_pb2.Cycle:

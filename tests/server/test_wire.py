@@ -201,9 +201,7 @@ def test_a_full_request_arrives_unchanged() -> None:
         sha256: "messages[1].parts[0].image",
         "0" * 64: "messages[1].parts[2].image",
     }
-    assert got.sampling == engine.Sampling(
-        max_tokens=7, temperature=0.7, top_p=0.9, top_k=3, seed=11, n=2, stop=(".",)
-    )
+    assert got.sampling == engine.Sampling(max_tokens=7, temperature=0.7, top_p=0.9, top_k=3, seed=11, n=2, stop=(".",))
     assert got.tools[0].parameters == '{"properties":{"item":{"type":"string"}},"type":"object"}'
     assert (got.adapter, got.session_id, got.request_id, got.policy) == ("3-00ff00ff", "s1", "r1", "no_log")
     assert got.priority == engine.PRACTICE_PRIORITY
