@@ -52,7 +52,9 @@ def find_alarms(rows: Sequence[Mapping[str, float]], beta: float, limits: AlarmL
     ratio = sum(c for c, _ in tokens) / max(1e-9, sum(r for _, r in tokens)) if tokens else 1.0
     if ratio > limits.max_length_ratio:
         alarms.append(
-            _alarm("length", ratio, limits.max_length_ratio, f"chosen answers are {ratio:.2f} times as long as rejected")
+            _alarm(
+                "length", ratio, limits.max_length_ratio, f"chosen answers are {ratio:.2f} times as long as rejected"
+            )
         )
     return tuple(alarms)
 

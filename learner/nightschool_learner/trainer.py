@@ -1,0 +1,245 @@
+"""One training run as a process: `python -m nightschool_learner.trainer RUN_FOLDER/manifest.json`.
+
+Reads the manifest, tunes a LoRA adapter on the preference pairs with TRL's DPOTrainer (loss
+`sigmoid` + nll_weight * `sft`), publishes it as PEFT safetensors and writes result.json last. A run that was
+killed goes on from its last whole checkpoint and ends at the same step with the same weights (float32, CPU).
+
+Owns the run; the model is `trainer_model.py`, tokens and batches are `trainer_data.py`, starting, watching
+and stopping the process is `train.py`. Torch and TRL are imported inside functions, after nice and threads are set.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nightschool_learner.alarms import end_metrics, find_alarms
+from nightschool_learner.errors import LearnerError, StageFailedError
+from nightschool_learner.manifest import Manifest, Phase, Result, RunFolder, TrainerProgress, write_whole
+
+if TYPE_CHECKING:
+    from nightschool_learner.trainer_model import Student
+
+logger = logging.getLogger(__name__)
+
+PARENT_POLL_S = 0.5
+LOCK_WAIT_S = 10.0
+"""How long a start waits for a dying predecessor to let go of the folder."""
+
+
+@dataclass
+class Run:
+    """One run in progress: its manifest, its files and the wall time of its phases."""
+
+    manifest: Manifest
+    folder: RunFolder
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def tell(self, phase: Phase, step: int = 0, num_steps: int = 0) -> None:
+        """Replace the progress file."""
+        write_whole(
+            self.folder.progress, TrainerProgress(phase=phase, step=step, num_steps=num_steps).model_dump_json()
+        )
+
+    @contextmanager
+    def timed(self, phase: Phase) -> Iterator[None]:
+        """Tell the phase and keep its wall time."""
+        self.tell(phase)
+        start = time.monotonic()
+        yield
+        self.seconds[phase] = round(time.monotonic() - start, 3)
+
+
+def main(arguments: list[str]) -> int:
+    """Train what the manifest says. Exit codes: 0 done, 2 it cannot be done, anything else a fault."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    if len(arguments) != 1:
+        logger.error("usage: python -m nightschool_learner.trainer RUN_FOLDER/manifest.json")
+        return 2
+    folder = RunFolder(Path(arguments[0]).resolve().parent)
+    manifest = folder.read_manifest()
+    _be_quiet(manifest)
+    _die_with_parent(os.getppid())
+    with _lock(folder):
+        if folder.read_result() is not None:
+            return 0
+        try:
+            train(Run(manifest, folder))
+        except LearnerError as error:
+            logger.error("%s", error)
+            return 2
+    return 0
+
+
+def train(run: Run) -> Result:
+    """Train, publish and write the result."""
+    with run.timed("loading"):
+        _import_silently()
+        from nightschool_learner.trainer_model import load_student
+
+        manifest = run.manifest
+        student = load_student(manifest.base_model, manifest.parent, manifest.parent_folder, manifest.hyperparameters)
+    with run.timed("preparing"):
+        trainer, num_pairs, num_dropped = _prepare(run, student)
+        checkpoint = last_whole_checkpoint(run.folder.checkpoints)
+        run.folder.keep_metrics_until(int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0)
+    with run.timed("training"):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with run.timed("publishing"):
+        publish(trainer.model, run.folder.adapter)
+        probe = _probe(run, student, trainer.model)
+    return _finish(run, student, trainer, num_pairs, num_dropped, probe)
+
+
+def last_whole_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end: the Trainer writes its state file last."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+    return next((path for path in found if _is_json(path / "trainer_state.json")), None)
+
+
+def publish(model: Any, folder: Path) -> None:
+    """Write the adapter as PEFT safetensors, whole or not at all: adapter_config.json, adapter_model.safetensors."""
+    import shutil
+
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(str(partial), selected_adapters=["default"], safe_serialization=True)
+    for path in partial.iterdir():
+        if path.name not in ("adapter_config.json", "adapter_model.safetensors"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.replace(folder)
+
+
+def _prepare(run: Run, student: Student) -> tuple[Any, int, int]:
+    """The trainer over the encoded pairs, and how many pairs there are and were dropped."""
+    import hashlib
+
+    import datasets
+
+    from nightschool_learner.trainer_data import PairCollator, encode_pairs, read_pairs
+    from nightschool_learner.trainer_dpo import MetricsWriter, make_trainer
+
+    manifest = run.manifest
+    digest = hashlib.sha256(manifest.pairs_file.read_bytes()).hexdigest()
+    if digest != manifest.pairs_sha256:
+        raise StageFailedError(
+            f"{manifest.pairs_file} has sha256 {digest[:12]}, the manifest says {manifest.pairs_sha256[:12]}: "
+            "the pairs changed after the run began"
+        )
+    rows = read_pairs(manifest.pairs_file)
+    encoded = encode_pairs(student.processor, rows, manifest.blobs, manifest.hyperparameters.max_length)
+    if not encoded:
+        raise StageFailedError(
+            f"none of {len(rows)} pairs fits learner.train.max_length = {manifest.hyperparameters.max_length} tokens"
+        )
+    collator = PairCollator(student.processor, manifest.blobs, student.tokenizer.pad_token_id or 0)
+    trainer = make_trainer(
+        student, datasets.Dataset.from_list(encoded), collator, manifest, MetricsWriter(run.folder.metrics, run.tell)
+    )
+    return trainer, len(encoded), len(rows) - len(encoded)
+
+
+def _probe(run: Run, student: Student, model: Any) -> dict[str, Any]:
+    """Logprobs of the probes' continuations under the trained model, for the server's proof of effect."""
+    from nightschool_learner.trainer_data import score_text
+
+    prompts = [probe.model_dump(mode="json") for probe in run.manifest.probes]
+    return {
+        "prompts": prompts,
+        "logprobs": [score_text(model, student.processor, probe) for probe in run.manifest.probes],
+    }
+
+
+def _finish(
+    run: Run, student: Student, trainer: Any, num_pairs: int, num_dropped: int, probe: Mapping[str, Any]
+) -> Result:
+    """Write the result, which makes the run complete."""
+    import peft
+    import torch
+    import transformers
+    import trl
+
+    manifest, rows = run.manifest, run.folder.read_metrics()
+    beta = manifest.hyperparameters.beta
+    result = Result(
+        cycle_id=manifest.cycle_id, parent=manifest.parent, adapter_folder=run.folder.adapter,
+        num_steps=trainer.state.global_step, num_pairs=num_pairs, num_dropped=num_dropped,
+        pairs_sha256=manifest.pairs_sha256, hyperparameters=manifest.hyperparameters,
+        target_modules=student.target_modules, metrics=end_metrics(rows, beta),
+        alarms=find_alarms(rows, beta, manifest.limits), probe=probe, seconds=run.seconds,
+        versions={module.__name__: str(module.__version__) for module in (torch, transformers, peft, trl)},
+    )  # fmt: skip
+    write_whole(run.folder.result, result.model_dump_json(indent=1))
+    run.tell("done", result.num_steps, result.num_steps)
+    return result
+
+
+def _be_quiet(manifest: Manifest) -> None:
+    """Yield the processor to serving, before anything heavy is imported."""
+    os.nice(max(0, manifest.nice - os.nice(0)))
+    threads = str(manifest.num_threads)
+    os.environ.update(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads, TOKENIZERS_PARALLELISM="false")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
+def _import_silently() -> None:
+    """Import what takes seconds, without progress bars in the log."""
+    os.environ["TQDM_DISABLE"] = "1"
+    import datasets
+    import torch
+    import transformers
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+
+
+def _die_with_parent(parent: int) -> None:
+    """End this process within PARENT_POLL_S of the learner's end, however it ended. Portable, hence a thread."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_POLL_S)
+        os._exit(3)
+
+    threading.Thread(target=watch, name="parent_watch", daemon=True).start()
+
+
+@contextmanager
+def _lock(folder: RunFolder) -> Iterator[None]:
+    """Hold the run: two trainers never write one folder. The lock ends with the process."""
+    deadline = time.monotonic() + LOCK_WAIT_S
+    with folder.lock.open("w") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise SystemExit(f"another trainer holds {folder.path} for more than {LOCK_WAIT_S:g} s") from None
+                time.sleep(0.05)
+        yield
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,105 @@
+"""TRL's DPOTrainer as this project uses it: our tokens, our batches, metrics as lines.
+
+Deviations from TRL 1.16, each with its reason: the dataset is not prepared by TRL (see `trainer_data.py`);
+images are under a column that TRL does not know, so that reference logprobs can be computed once for pairs with
+images too. Source of the loss: DPO (arXiv 2305.18290, eq. 7) plus alpha * NLL of the chosen answer (arXiv 2404.19733, eq. 2).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+from trl import DPOConfig, DPOTrainer
+
+from nightschool_learner.manifest import Manifest, Phase
+from nightschool_learner.trainer_data import PairCollator
+from nightschool_learner.trainer_model import Student
+
+MAX_CHECKPOINTS = 2
+"""The last whole one survives a kill while the next is written."""
+
+
+class ExactDPOTrainer(DPOTrainer):  # type: ignore[misc]
+    """A DPOTrainer that takes the token ids that it is given."""
+
+    def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
+        """TRL's hook for rendering and tokenizing: the dataset holds the tokens already."""
+        return dataset
+
+
+class MetricsWriter(TrainerCallback):  # type: ignore[misc]
+    """Appends one line a logged step to metrics.jsonl and tells progress."""
+
+    def __init__(self, path: Path, tell: Callable[[Phase, int, int], None]) -> None:
+        self._path = path
+        self._tell = tell
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._tell("training", state.global_step, state.max_steps)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        if not logs or "loss" not in logs:
+            return
+        numbers = {key: float(value) for key, value in logs.items() if isinstance(value, int | float)}
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": state.global_step, "num_steps": state.max_steps, **numbers}) + "\n")
+        self._tell("training", state.global_step, state.max_steps)
+
+
+def make_trainer(
+    student: Student, dataset: Any, collator: PairCollator, manifest: Manifest, writer: MetricsWriter
+) -> ExactDPOTrainer:
+    """A trainer ready to train. Reference logprobs are computed here, once, where there are several epochs."""
+    trainer = ExactDPOTrainer(
+        model=student.model,
+        args=_config(manifest, len(dataset)),
+        data_collator=collator,
+        train_dataset=dataset,
+        processing_class=student.processor,
+        peft_config=student.lora,
+        callbacks=[writer],
+    )
+    for callback in [c for c in trainer.callback_handler.callbacks if type(c).__name__ == "PrinterCallback"]:
+        trainer.remove_callback(callback)
+    return trainer
+
+
+def _config(manifest: Manifest, num_pairs: int) -> DPOConfig:
+    wanted = manifest.hyperparameters
+    on_gpu = torch.cuda.is_available()
+    steps = wanted.epochs * math.ceil(math.ceil(num_pairs / wanted.batch_size) / wanted.accumulation)
+    return DPOConfig(
+        output_dir=str(manifest.output / "checkpoints"),
+        per_device_train_batch_size=wanted.batch_size,
+        gradient_accumulation_steps=wanted.accumulation,
+        num_train_epochs=wanted.epochs,
+        learning_rate=wanted.learning_rate,
+        lr_scheduler_type=wanted.scheduler,
+        warmup_steps=round(steps * wanted.warmup_share),
+        weight_decay=wanted.weight_decay,
+        max_grad_norm=wanted.max_grad_norm,
+        beta=wanted.beta,
+        loss_type=["sigmoid", "sft"],
+        loss_weights=[1.0, wanted.nll_weight],
+        max_length=None,
+        precompute_ref_log_probs=wanted.epochs > 1,
+        remove_unused_columns=False,
+        save_strategy="steps",
+        save_steps=wanted.checkpoint_steps,
+        save_total_limit=MAX_CHECKPOINTS,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        report_to=[],
+        disable_tqdm=True,
+        seed=manifest.seed % 2**32,
+        use_cpu=not on_gpu,
+        bf16=on_gpu,
+        gradient_checkpointing=on_gpu,
+        dataloader_pin_memory=on_gpu,
+    )

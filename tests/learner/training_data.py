@@ -1,0 +1,128 @@
+"""Preference pairs for the trainer's tests: sums by tool, and colours of pictures, in the product's file format."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from nightschool_learner.manifest import Hyperparameters, Manifest, ProbePrompt
+from nightschool_server.chat import (
+    Message,
+    ToolSpec,
+    assistant,
+    canonical_json,
+    messages_to_json,
+    system,
+    template_messages,
+    template_tools,
+    tool_result,
+    user,
+)
+from nightschool_server.toolcalls import parse_answer, write_call
+from PIL import Image
+
+MODEL = Path(__file__).parents[2] / "examples" / "shop" / "model"
+CALCULATOR = ToolSpec(
+    "calculator",
+    "Works out an expression.",
+    canonical_json({"type": "object", "properties": {"expression": {"type": "string"}}, "required": ["expression"]}),
+)
+SYSTEM = system("You help in a shop.")
+COLOURS = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (50, 70, 210)}
+
+
+def put_blob(blobs: Path, data: bytes) -> str:
+    """Keep bytes as the blob store does; their sha256."""
+    sha256 = hashlib.sha256(data).hexdigest()
+    path = blobs / sha256[:2] / sha256
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return sha256
+
+
+def picture(colour: str, side: int = 64) -> bytes:
+    """A PNG of one colour with a white frame."""
+    image = Image.new("RGB", (side, side), "white")
+    image.paste(COLOURS[colour], (8, 8, side - 8, side - 8))
+    buffer = BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def text_pair(rng: random.Random, *, second_step: bool = False) -> dict[str, Any]:
+    """Subtract where the rejected step adds; as a second step, the answer where the rejected invents one."""
+    a, b = rng.randint(20, 90), rng.randint(2, 19)
+    history: list[Message] = [SYSTEM, user(f"What is left of {a} when {b} are gone?")]
+    chosen = write_call("calculator", {"expression": f"{a} - {b}"})
+    rejected = write_call("calculator", {"expression": f"{a} + {b}"})
+    if second_step:
+        history += [assistant(chosen), tool_result(parse_answer(chosen).calls[0], str(a - b))]
+        chosen, rejected = str(a - b), str(a * 10)
+    return _row(history, chosen, rejected)
+
+
+def picture_pair(rng: random.Random, blobs: Path) -> dict[str, Any]:
+    """The colour of a picture against another one."""
+    colour, other = rng.sample(sorted(COLOURS), 2)
+    sha256 = put_blob(blobs, picture(colour))
+    return _row([SYSTEM, user("Which colour is it?", [sha256])], colour, other)
+
+
+def _row(history: list[Message], chosen: str, rejected: str) -> dict[str, Any]:
+    return {
+        "prompt": template_messages(history),
+        "chosen": [{"role": "assistant", "content": chosen}],
+        "rejected": [{"role": "assistant", "content": rejected}],
+        "tools": template_tools([CALCULATOR]),
+        "images": [sha256 for message in history for sha256 in message.images],
+        "pair_id": f"pair_{abs(hash((chosen, rejected)))}",
+    }
+
+
+def probe_prompts() -> tuple[ProbePrompt, ...]:
+    """Two text-only probes."""
+    tools = ({"name": CALCULATOR.name, "description": CALCULATOR.description, "parameters": CALCULATOR.parameters},)
+    return tuple(
+        ProbePrompt(
+            messages=messages_to_json((SYSTEM, user(f"What is left of {a} when 7 are gone?"))),
+            tools=tools,
+            continuation=write_call("calculator", {"expression": f"{a} - 7"}),
+        )
+        for a in (31, 58)
+    )
+
+
+def make_run(
+    folder: Path, *, num_text: int = 12, num_pictures: int = 6, seed: int = 3, parent: Path | None = None, **wanted: Any
+) -> Manifest:
+    """A run folder with pairs, blobs and manifest.json, ready for the trainer."""
+    rng = random.Random(seed)
+    output, blobs = folder / "train", folder / "blobs"
+    output.mkdir(parents=True)
+    rows = [text_pair(rng, second_step=i % 3 == 2) for i in range(num_text)]
+    rows += [picture_pair(rng, blobs) for _ in range(num_pictures)]
+    rng.shuffle(rows)
+    pairs = folder / "pairs.jsonl"
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    manifest = Manifest(
+        cycle_id="cycle_test",
+        base_model=str(MODEL),
+        parent="base" if parent is None else "0001-parent",
+        parent_folder=parent,
+        pairs_file=pairs,
+        pairs_sha256=hashlib.sha256(pairs.read_bytes()).hexdigest(),
+        blobs=blobs,
+        output=output,
+        hyperparameters=Hyperparameters(
+            **{"learning_rate": 1e-3, "epochs": 2, "batch_size": 4, "checkpoint_steps": 2} | wanted
+        ),
+        seed=seed,
+        nice=0,
+        probes=probe_prompts(),
+    )
+    (output / "manifest.json").write_text(manifest.model_dump_json())
+    return manifest
