@@ -1,0 +1,89 @@
+"""The state of one task's tools: JSON that tools keep, and a workspace folder. A value that forks.
+
+Owns how a workspace is made, copied and thrown away. A candidate runs in a fork; the winner's fork is
+kept, the others are discarded, and nothing of them reaches a sibling or the continuation.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nightschool_server.chat import canonical_json
+
+if TYPE_CHECKING:
+    from nightschool_server.app import App
+
+
+@dataclass(frozen=True)
+class ToolState:
+    """What tools have done so far in one task."""
+
+    data: str
+    """`ToolContext.state` as canonical JSON."""
+    root: Path
+    """Workspaces are made in this folder."""
+    workspace: Path | None = None
+    """None until a tool writes a file."""
+
+    @classmethod
+    def initial(cls, app: App, root: Path) -> ToolState:
+        """The state in which a task of `app` begins; makes `root` where it is missing."""
+        root = root.resolve()
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return cls(canonical_json(dict(app.initial_state)), root)
+
+    def fork(self) -> ToolState:
+        """A state of its own with the same content. Copies the workspace if there is a file in it."""
+        if self.workspace is None or not any(self.workspace.iterdir()):
+            return replace(self, workspace=None)
+        copy = self.make_workspace()
+        try:
+            shutil.copytree(self.workspace, copy, symlinks=True, dirs_exist_ok=True, ignore=_special_files)
+        except (OSError, shutil.Error):
+            shutil.rmtree(copy, ignore_errors=True)
+            raise
+        _relink(copy, self.workspace)
+        # A tool that kept an absolute path must not reach the original from the copy.
+        return replace(self, data=self.data.replace(_in_json(self.workspace), _in_json(copy)), workspace=copy)
+
+    def make_workspace(self) -> Path:
+        """A fresh empty folder under `root`, private to this user."""
+        return Path(tempfile.mkdtemp(prefix="workspace-", dir=self.root))
+
+    def discard(self) -> None:
+        """Remove the workspace. Idempotent."""
+        if self.workspace is not None:
+            shutil.rmtree(self.workspace, ignore_errors=True)
+
+
+def _in_json(path: Path) -> str:
+    return canonical_json(str(path))[1:-1]
+
+
+def _special_files(folder: str, names: list[str]) -> list[str]:
+    # Reading a FIFO would wait for ever, and a device is not the task's own.
+    return [name for name in names if not _copyable(Path(folder, name))]
+
+
+def _copyable(path: Path) -> bool:
+    return path.is_symlink() or path.is_dir() or path.is_file()
+
+
+def _relink(copy: Path, original: Path) -> None:
+    """Point absolute links into the original workspace at the copy."""
+    for link in _links(copy):
+        target = Path(os.readlink(link))
+        if target.is_absolute() and target.is_relative_to(original):
+            link.unlink()
+            link.symlink_to(copy / target.relative_to(original))
+
+
+def _links(folder: Path) -> Iterator[Path]:
+    for path, folders, files in os.walk(folder):
+        yield from (Path(path, name) for name in [*folders, *files] if Path(path, name).is_symlink())
