@@ -16,7 +16,7 @@ from typing import Any
 
 from nightschool_server.app import App
 from nightschool_server.chat import canonical_json
-from nightschool_server.tools import Tool, ToolContext
+from nightschool_server.tools import Tool, ToolContext, tool
 
 MAX_STATE_CHARS = 2**20
 MAX_TRACEBACK_CHARS = 4000
@@ -36,7 +36,6 @@ def perform(app: App, call: dict[str, Any]) -> dict[str, Any]:
     context = ToolContext(json.loads(call["state"]), workspace)
     try:
         bound = tool.bind(call["arguments"], context)
-        inspect.signature(tool.function).bind(**bound)
     except (TypeError, ValueError) as error:
         return _failure("schema", str(error))
     try:
@@ -48,6 +47,11 @@ def perform(app: App, call: dict[str, Any]) -> dict[str, Any]:
             "traceback": traceback.format_exc()[-MAX_TRACEBACK_CHARS:],
         }
     return {"failure": "", "content": truncate(content, call["max_output_chars"]), "state": state}
+
+
+def warm_up() -> None:
+    """Run a call of nothing, so that the pages which a call copies are copied before there is one."""
+    perform(_NOTHING, json.loads(_CALL_OF_NOTHING))
 
 
 def render(value: Any) -> str:
@@ -81,6 +85,17 @@ def truncate(text: str, max_chars: int) -> str:
 def unknown_tool(name: str, known: list[str]) -> str:
     """The hint for a name that no tool has."""
     return f"no tool is called {name!r}; the tools are {', '.join(known) or 'none'}"
+
+
+def _nothing(context: ToolContext, number: int) -> int:
+    """Do nothing."""
+    return number
+
+
+_NOTHING = App("nothing", "", [tool(effect="workspace")(_nothing)])
+_CALL_OF_NOTHING = json.dumps(
+    {"name": "_nothing", "arguments": {"number": 1}, "state": "{}", "workspace": "/", "max_output_chars": 1}
+)
 
 
 def _failure(failure: str, content: str) -> dict[str, Any]:

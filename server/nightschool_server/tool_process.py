@@ -25,7 +25,7 @@ from typing import Any
 
 from nightschool_server.app import App, import_app
 from nightschool_server.errors import AppError
-from nightschool_server.tool_call import perform
+from nightschool_server.tool_call import perform, warm_up
 
 MAX_FRAME_BYTES = 16 * 2**20
 """A longer frame means a broken or hostile peer."""
@@ -33,6 +33,7 @@ MAX_FRAME_BYTES = 16 * 2**20
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _RECEIVE_BYTES = 2**18
+_libc = ctypes.CDLL(None)
 
 
 def frame(value: Any) -> bytes:
@@ -77,6 +78,7 @@ class Child:
                 for inherited in (self.socket, *close):
                     inherited.close()
                 _become_child(worker)
+                warm_up()
                 if (call := _receive(theirs)) is not None:
                     theirs.sendall(frame(perform(app, call)))
             finally:
@@ -225,7 +227,7 @@ def _children() -> list[int]:
 
 def _prctl(option: int, value: int) -> None:
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+        _libc.prctl(option, value, 0, 0, 0)
 
 
 if __name__ == "__main__":

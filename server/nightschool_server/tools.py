@@ -12,6 +12,7 @@ import re
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args, overload
 
@@ -72,10 +73,15 @@ class Tool:
         return f"{code.co_filename}:{code.co_firstlineno}" if code else repr(self.function)
 
     def bind(self, arguments: Mapping[str, Any], context: ToolContext) -> dict[str, Any]:
-        """Keyword arguments of the function for checked JSON arguments, the context put in."""
+        """Keyword arguments of the function for JSON arguments, the context put in.
+
+        Raises TypeError and ValueError for arguments that the function does not take.
+        """
         hints = _hints(self.function)
         bound = {name: convert(value, hints.get(name, Any)) for name, value in arguments.items()}
-        return bound | {name: context for name, hint in hints.items() if hint is ToolContext}
+        bound |= {name: context for name, hint in hints.items() if hint is ToolContext}
+        _signature(self.function).bind(**bound)
+        return bound
 
 
 @overload
@@ -101,6 +107,11 @@ def tool(
     return make(function) if function is not None else make
 
 
+# Both are read when a tool is made, so that a worker's children find them in their memory.
+_signature = cache(inspect.signature)
+
+
+@cache
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     hints = typing.get_type_hints(inspect.unwrap(function))
     hints.pop("return", None)
@@ -134,7 +145,7 @@ def _parameters(
     """Hints of the parameters that the model sees, and the defaults among them."""
     shown: dict[str, Any] = {}
     defaults: dict[str, Any] = {}
-    for name, parameter in inspect.signature(function).parameters.items():
+    for name, parameter in _signature(function).parameters.items():
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             raise AppError(f"{where}: parameter {name!r} must be one that can be given by name")
         if name not in hints:
