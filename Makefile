@@ -22,7 +22,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 demo: setup
-	$(BIN)/python -m examples.shop.demo
+	$(BIN)/python -m examples.shop.night
 
 test: setup
 	$(BIN)/python -m pytest
