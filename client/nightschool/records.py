@@ -1,0 +1,273 @@
+"""What operators see: adapters, cycles, tasks, pairs and the server's status, as frozen types.
+
+Field names are those of `admin.proto`, where each field is explained; `convert.py` reads them by name, and
+`--json` writes them by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+__all__ = [
+    "Adapter",
+    "AdapterState",
+    "Cycle",
+    "CycleState",
+    "EngineStatus",
+    "Evaluation",
+    "Event",
+    "FamilyResult",
+    "LearnerStatus",
+    "LogStatus",
+    "Pair",
+    "RouteChange",
+    "Stage",
+    "StageState",
+    "Status",
+    "Task",
+]
+
+
+class AdapterState(StrEnum):
+    """Where an adapter is in its life."""
+
+    UNSPECIFIED = "unspecified"
+    CANDIDATE = "candidate"
+    CANARY = "canary"
+    ACTIVE = "active"
+    RETIRED = "retired"
+    REJECTED = "rejected"
+    QUARANTINED = "quarantined"
+
+
+class CycleState(StrEnum):
+    """Where a learning cycle is, or how it ended."""
+
+    UNSPECIFIED = "unspecified"
+    QUEUED = "queued"
+    RUNNING = "running"
+    PROMOTED = "promoted"
+    REJECTED = "rejected"
+    STOPPED = "stopped"
+    """Ended early: there was nothing to learn from."""
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will happen."""
+        return self not in {CycleState.UNSPECIFIED, CycleState.QUEUED, CycleState.RUNNING}
+
+
+class StageState(StrEnum):
+    """Where one stage of a cycle is."""
+
+    UNSPECIFIED = "unspecified"
+    PENDING = "pending"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class EngineStatus:
+    """What the engine is doing."""
+
+    num_running: int
+    num_waiting: int
+    num_generated_tokens: int
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    loaded_adapters: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LogStatus:
+    """The request log."""
+
+    num_requests: int
+    num_feedback: int
+    num_dropped: int
+    """Log lines lost because the writer's queue was full."""
+    queue_length: int
+
+
+@dataclass(frozen=True)
+class LearnerStatus:
+    """The learner process."""
+
+    running: bool
+    paused: bool
+    current_cycle: str
+    last_error: str
+    last_seen_at: datetime | None
+    num_new_seeds: int
+    """Requests that the next cycle may use and no cycle has used yet."""
+    next_run_at: datetime | None
+
+
+@dataclass(frozen=True)
+class Status:
+    """The server as a whole."""
+
+    version: str
+    base_model: str
+    base_model_digest: str
+    engine: str
+    healthy: bool
+    started_at: datetime | None
+    active_adapter: str
+    previous_adapter: str
+    engine_status: EngineStatus | None
+    log: LogStatus | None
+    learner: LearnerStatus | None
+    home: str
+    requests_served: int
+    requests_failed: int
+
+
+@dataclass(frozen=True)
+class FamilyResult:
+    """An evaluation's result on one family of tasks."""
+
+    family: str
+    n: int
+    incumbent_success: float
+    candidate_success: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A candidate against an incumbent on the same held-out tasks."""
+
+    id: str
+    candidate: str
+    incumbent: str
+    n: int
+    incumbent_success: float
+    candidate_success: float
+    interval_low: float
+    """Of the difference, candidate minus incumbent."""
+    interval_high: float
+    interval_level: float
+    num_gained: int
+    """Tasks that only the candidate solved."""
+    num_lost: int
+    """Tasks that only the incumbent solved."""
+    p_value: float
+    """Exact McNemar, two-sided."""
+    passed: bool
+    reasons: tuple[str, ...]
+    families: tuple[FamilyResult, ...]
+
+
+@dataclass(frozen=True)
+class Event:
+    """A line of the audit trail."""
+
+    at: datetime | None
+    actor: str
+    action: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA adapter in the registry."""
+
+    name: str
+    state: AdapterState
+    parent: str
+    cycle_id: str
+    digest: str
+    rank: int
+    alpha: float
+    target_modules: tuple[str, ...]
+    size_bytes: int
+    created_at: datetime | None
+    evaluation: Evaluation | None
+    events: tuple[Event, ...]
+    """Why it is in its state, newest first."""
+    num_leases: int
+    loaded: bool
+
+
+@dataclass(frozen=True)
+class RouteChange:
+    """The active pointer after it moved."""
+
+    active_adapter: str
+    previous_adapter: str
+    at: datetime | None
+    duration_s: float
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a cycle."""
+
+    name: str
+    state: StageState
+    num_done: int
+    num_total: int
+    """0 while unknown."""
+    started_at: datetime | None
+    ended_at: datetime | None
+    rate_per_s: float
+    eta_s: float
+    counts: Mapping[str, int]
+    message: str
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """One round of learning, from seeds to the gate's decision."""
+
+    id: str
+    state: CycleState
+    trigger: str
+    reason: str
+    created_at: datetime | None
+    started_at: datetime | None
+    ended_at: datetime | None
+    stages: tuple[Stage, ...]
+    incumbent: str
+    candidate: str
+    evaluation: Evaluation | None
+    outcome: str
+    """Why it ended as it did."""
+    num_resumes: int
+    """Process restarts that this cycle survived."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task that the learner wrote from logged requests."""
+
+    id: str
+    cycle_id: str
+    prompt: str
+    image_sha256: tuple[str, ...]
+    state: str
+    """kept, or the reason for which it was dropped."""
+    seed_request_ids: tuple[str, ...]
+    created_at: datetime | None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A preference between two candidates of one step."""
+
+    id: str
+    cycle_id: str
+    task_id: str
+    step: int
+    kind: str
+    """both_ran or ran_vs_failed."""
+    prompt: str
+    chosen: str
+    rejected: str
+    margin: float
