@@ -157,7 +157,7 @@ class _Worker:
                 start_new_session=True,
             )
             theirs.close()
-            self._writer.write(frame({"app": self._app_ref, "path": [os.path.abspath(path) for path in sys.path]}))
+            self._writer.write(frame({"app": self._app_ref, "path": _python_path()}))
             async with asyncio.timeout(START_TIMEOUT_S):
                 reply = await self._receive()
         except TimeoutError:
@@ -243,6 +243,10 @@ class _Worker:
                 cancelled = error
         if cancelled is not None:
             raise cancelled
+
+
+def _python_path() -> list[str]:
+    return [os.path.abspath(path) for path in sys.path]
 
 
 def _failed(failure: ToolFailure, content: str) -> dict[str, Any]:

@@ -4,19 +4,25 @@
     {"name": "price", "arguments": {"item": "mug"}}
     </tool_call>
 
-Owns parsing and its inverse. Checking arguments against a schema is the agent runtime's.
+Owns parsing and its inverse. Checking arguments against a schema is the agent runtime's. Whatever a model
+writes is bounded, never executed, and comes out as text that UTF-8, protobuf and SQLite take.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from nightschool_server.chat import ToolCall
 
 OPEN = "<tool_call>"
 CLOSE = "</tool_call>"
+
+MAX_ANSWER_CHARS = 1_000_000
+MAX_NAME_CHARS = 128
+MAX_DEPTH = 64
+"""Nesting of a call's JSON."""
 
 
 @dataclass(frozen=True)
@@ -26,27 +32,33 @@ class ParsedAnswer:
     text: str
     """What stands outside the tool calls, stripped."""
     calls: tuple[ToolCall, ...]
+    """In their order; equal calls are kept, each with an id of its own."""
     error: str | None
     """Why the markup could not be read; then `calls` holds only those before the fault."""
 
 
 def parse_answer(answer: str) -> ParsedAnswer:
     """Take text and tool calls out of an assistant's raw answer. Never raises."""
+    if len(answer) > MAX_ANSWER_CHARS:
+        return ParsedAnswer("", (), f"the answer has {len(answer)} characters; at most {MAX_ANSWER_CHARS} are read")
     outside: list[str] = []
     calls: list[ToolCall] = []
-    rest = answer
-    while OPEN in rest:
-        before, _, after = rest.partition(OPEN)
-        outside.append(before)
-        body, closed, rest = after.partition(CLOSE)
-        if not closed:
-            return ParsedAnswer(_join(outside), tuple(calls), f"{OPEN} without {CLOSE}")
+    error: str | None = None
+    position = 0
+    while error is None and (start := answer.find(OPEN, position)) >= 0:
+        outside.append(answer[position:start])
+        body = start + len(OPEN)
         try:
-            calls.append(_parse_call(body, f"call_{len(calls)}"))
-        except ValueError as error:
-            return ParsedAnswer(_join(outside), tuple(calls), str(error))
-    outside.append(rest)
-    return ParsedAnswer(_join(outside), tuple(calls), None)
+            call, position = _read_call(answer, body, f"call_{len(calls)}")
+            calls.append(call)
+        except ValueError as fault:
+            error = str(fault) if answer.find(CLOSE, body) >= 0 else f"{OPEN} without {CLOSE}"
+    if error is None:
+        outside.append(answer[position:])
+    text = "".join(outside).strip()
+    if error is None and CLOSE in text:
+        error = f"{CLOSE} without {OPEN}"
+    return ParsedAnswer(text, tuple(calls), error)
 
 
 def write_call(name: str, arguments: dict[str, Any]) -> str:
@@ -55,18 +67,68 @@ def write_call(name: str, arguments: dict[str, Any]) -> str:
     return f"{OPEN}\n{body}\n{CLOSE}"
 
 
-def _join(outside: list[str]) -> str:
-    return "".join(outside).strip()
+def _read_call(answer: str, start: int, call_id: str) -> tuple[ToolCall, int]:
+    """The call whose body begins at `start`, and where the text behind its end begins. Raises ValueError.
 
-
-def _parse_call(body: str, call_id: str) -> ToolCall:
+    The JSON says where it ends, so that an argument may hold the closing tag.
+    """
+    start = _skip_space(answer, start)
     try:
-        value = json.loads(body)
+        value, end = _DECODER.raw_decode(answer, start)
     except json.JSONDecodeError as error:
-        raise ValueError(f"tool call is not JSON: {error}") from error
+        raise ValueError(f"tool call is not JSON: {error.msg} at character {error.pos - start}") from error
+    except RecursionError as error:
+        raise ValueError("tool call is nested too deeply") from error
+    end = _skip_space(answer, end)
+    if not answer.startswith(CLOSE, end):
+        raise ValueError(f"tool call goes on behind its JSON object: {CLOSE} must follow it")
+    return _check_call(value, call_id), end + len(CLOSE)
+
+
+def _skip_space(text: str, position: int) -> int:
+    while position < len(text) and text[position].isspace():
+        position += 1
+    return position
+
+
+def _check_call(value: Any, call_id: str) -> ToolCall:
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
         raise ValueError('tool call must be an object with "name" and "arguments"')
-    arguments = value.get("arguments", {})
+    name, arguments = value["name"], value.get("arguments", {})
+    if not 1 <= len(name) <= MAX_NAME_CHARS:
+        raise ValueError(f'"name" of a tool call must have 1 to {MAX_NAME_CHARS} characters')
     if not isinstance(arguments, dict):
         raise ValueError('"arguments" of a tool call must be an object')
-    return ToolCall(call_id, value["name"], json.dumps(arguments, ensure_ascii=False))
+    _check_depth(arguments)
+    try:
+        written = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+        f"{name}{written}".encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("tool call holds half a surrogate pair, which is not Unicode text") from error
+    except ValueError as error:
+        raise ValueError("tool call holds a number that is too large") from error
+    return ToolCall(call_id, name, written)
+
+
+def _check_depth(value: Any) -> None:
+    pending = [(value, 1)]
+    while pending:
+        item, depth = pending.pop()
+        if depth > MAX_DEPTH:
+            raise ValueError(f"tool call is nested more than {MAX_DEPTH} levels deep")
+        children = item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
+        pending.extend((child, depth + 1) for child in children)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise ValueError("tool call names a key twice in one object")
+    return value
+
+
+def _constant(name: str) -> NoReturn:
+    raise ValueError(f"tool call holds {name}, which is not JSON")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
