@@ -565,6 +565,27 @@ class RollbackAdapterRequest(google.protobuf.message.Message):
 global___RollbackAdapterRequest = RollbackAdapterRequest
 
 @typing.final
+class RejectAdapterRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    reason: builtins.str
+    request_id: builtins.str
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        reason: builtins.str = ...,
+        request_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name", "reason", b"reason", "request_id", b"request_id"]) -> None: ...
+
+global___RejectAdapterRequest = RejectAdapterRequest
+
+@typing.final
 class DeleteAdapterRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

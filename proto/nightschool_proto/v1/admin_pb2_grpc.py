@@ -64,6 +64,11 @@ class AdminServiceStub(object):
                 request_serializer=nightschool__proto_dot_v1_dot_admin__pb2.RollbackAdapterRequest.SerializeToString,
                 response_deserializer=nightschool__proto_dot_v1_dot_admin__pb2.RouteChange.FromString,
                 _registered_method=True)
+        self.RejectAdapter = channel.unary_unary(
+                '/nightschool.v1.AdminService/RejectAdapter',
+                request_serializer=nightschool__proto_dot_v1_dot_admin__pb2.RejectAdapterRequest.SerializeToString,
+                response_deserializer=nightschool__proto_dot_v1_dot_admin__pb2.Adapter.FromString,
+                _registered_method=True)
         self.DeleteAdapter = channel.unary_unary(
                 '/nightschool.v1.AdminService/DeleteAdapter',
                 request_serializer=nightschool__proto_dot_v1_dot_admin__pb2.DeleteAdapterRequest.SerializeToString,
@@ -163,6 +168,13 @@ class AdminServiceServicer(object):
 
     def RollbackAdapter(self, request, context):
         """Moves the active pointer back to the adapter that was active before, or to a named one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RejectAdapter(self, request, context):
+        """Marks a candidate that did not pass; the learner's. It can only be promoted by force from then on.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -275,6 +287,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.RollbackAdapter,
                     request_deserializer=nightschool__proto_dot_v1_dot_admin__pb2.RollbackAdapterRequest.FromString,
                     response_serializer=nightschool__proto_dot_v1_dot_admin__pb2.RouteChange.SerializeToString,
+            ),
+            'RejectAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.RejectAdapter,
+                    request_deserializer=nightschool__proto_dot_v1_dot_admin__pb2.RejectAdapterRequest.FromString,
+                    response_serializer=nightschool__proto_dot_v1_dot_admin__pb2.Adapter.SerializeToString,
             ),
             'DeleteAdapter': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteAdapter,
@@ -499,6 +516,33 @@ class AdminService(object):
             '/nightschool.v1.AdminService/RollbackAdapter',
             nightschool__proto_dot_v1_dot_admin__pb2.RollbackAdapterRequest.SerializeToString,
             nightschool__proto_dot_v1_dot_admin__pb2.RouteChange.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RejectAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nightschool.v1.AdminService/RejectAdapter',
+            nightschool__proto_dot_v1_dot_admin__pb2.RejectAdapterRequest.SerializeToString,
+            nightschool__proto_dot_v1_dot_admin__pb2.Adapter.FromString,
             options,
             channel_credentials,
             insecure,

@@ -52,6 +52,12 @@ class AdminServiceStub:
     ]
     """Moves the active pointer back to the adapter that was active before, or to a named one."""
 
+    RejectAdapter: grpc.UnaryUnaryMultiCallable[
+        nightschool_proto.v1.admin_pb2.RejectAdapterRequest,
+        nightschool_proto.v1.admin_pb2.Adapter,
+    ]
+    """Marks a candidate that did not pass; the learner's. It can only be promoted by force from then on."""
+
     DeleteAdapter: grpc.UnaryUnaryMultiCallable[
         nightschool_proto.v1.admin_pb2.DeleteAdapterRequest,
         nightschool_proto.v1.admin_pb2.DeleteAdapterResponse,
@@ -148,6 +154,12 @@ class AdminServiceAsyncStub:
         nightschool_proto.v1.admin_pb2.RouteChange,
     ]
     """Moves the active pointer back to the adapter that was active before, or to a named one."""
+
+    RejectAdapter: grpc.aio.UnaryUnaryMultiCallable[
+        nightschool_proto.v1.admin_pb2.RejectAdapterRequest,
+        nightschool_proto.v1.admin_pb2.Adapter,
+    ]
+    """Marks a candidate that did not pass; the learner's. It can only be promoted by force from then on."""
 
     DeleteAdapter: grpc.aio.UnaryUnaryMultiCallable[
         nightschool_proto.v1.admin_pb2.DeleteAdapterRequest,
@@ -257,6 +269,14 @@ class AdminServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[nightschool_proto.v1.admin_pb2.RouteChange, collections.abc.Awaitable[nightschool_proto.v1.admin_pb2.RouteChange]]:
         """Moves the active pointer back to the adapter that was active before, or to a named one."""
+
+    @abc.abstractmethod
+    def RejectAdapter(
+        self,
+        request: nightschool_proto.v1.admin_pb2.RejectAdapterRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[nightschool_proto.v1.admin_pb2.Adapter, collections.abc.Awaitable[nightschool_proto.v1.admin_pb2.Adapter]]:
+        """Marks a candidate that did not pass; the learner's. It can only be promoted by force from then on."""
 
     @abc.abstractmethod
     def DeleteAdapter(
