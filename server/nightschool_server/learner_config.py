@@ -26,6 +26,8 @@ class LearnerConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
+    enabled: bool = True
+    """Whether `nightschool serve` starts the learner."""
     poll_s: Annotated[float, Field(gt=0, le=60)] = 0.5
     """How often queued cycles, cancellations and pauses are looked for, seconds."""
     lease_s: Annotated[float, Field(ge=2)] = 15.0

@@ -51,12 +51,14 @@ CREATE TABLE events (
 );
 CREATE INDEX events_subject ON events (subject, id);
 
+-- Two callers may use the same id: their sessions are apart.
 CREATE TABLE sessions (
-    id TEXT PRIMARY KEY,
     caller TEXT NOT NULL,
+    id TEXT NOT NULL,
     adapter TEXT NOT NULL,
     created_at REAL NOT NULL,
-    last_used_at REAL NOT NULL
+    last_used_at REAL NOT NULL,
+    PRIMARY KEY (caller, id)
 );
 
 CREATE TABLE requests (
