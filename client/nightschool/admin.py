@@ -30,6 +30,7 @@ from nightschool.methods import (
     LIST_TASKS,
     PAUSE_LEARNER,
     PROMOTE_ADAPTER,
+    REJECT_ADAPTER,
     RESUME_LEARNER,
     ROLLBACK_ADAPTER,
     TRIGGER_CYCLE,
@@ -108,6 +109,11 @@ class AsyncAdapters:
         """Make the adapter that was active before, or the named one, the active one again."""
         request = admin_pb2.RollbackAdapterRequest(to=to, reason=reason, request_id=request_id or new_request_id())
         return from_proto(RouteChange, await self._caller.unary(ROLLBACK_ADAPTER, request, timeout_s))
+
+    async def reject(self, name: str, *, reason: str = "", request_id: str | None = None) -> Adapter:
+        """Mark a candidate that did not pass the gate."""
+        request = admin_pb2.RejectAdapterRequest(name=name, reason=reason, request_id=request_id or new_request_id())
+        return from_proto(Adapter, await self._caller.unary(REJECT_ADAPTER, request))
 
     async def delete(self, name: str, *, request_id: str | None = None) -> None:
         """Remove an adapter that is neither active nor held by a request."""
@@ -227,6 +233,7 @@ class Adapters:
     import_ = blocking(AsyncAdapters.import_)
     promote = blocking(AsyncAdapters.promote)
     rollback = blocking(AsyncAdapters.rollback)
+    reject = blocking(AsyncAdapters.reject)
     delete = blocking(AsyncAdapters.delete)
 
 

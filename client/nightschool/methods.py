@@ -43,6 +43,7 @@ GET_ADAPTER = Method(f"{_ADMIN}/GetAdapter", admin_pb2.GetAdapterRequest, admin_
 IMPORT_ADAPTER = Method(f"{_ADMIN}/ImportAdapter", admin_pb2.ImportAdapterRequest, admin_pb2.Adapter)
 PROMOTE_ADAPTER = Method(f"{_ADMIN}/PromoteAdapter", admin_pb2.PromoteAdapterRequest, admin_pb2.RouteChange)
 ROLLBACK_ADAPTER = Method(f"{_ADMIN}/RollbackAdapter", admin_pb2.RollbackAdapterRequest, admin_pb2.RouteChange)
+REJECT_ADAPTER = Method(f"{_ADMIN}/RejectAdapter", admin_pb2.RejectAdapterRequest, admin_pb2.Adapter)
 DELETE_ADAPTER = Method(f"{_ADMIN}/DeleteAdapter", admin_pb2.DeleteAdapterRequest, admin_pb2.DeleteAdapterResponse)
 TRIGGER_CYCLE = Method(f"{_ADMIN}/TriggerCycle", admin_pb2.TriggerCycleRequest, admin_pb2.Cycle)
 LIST_CYCLES = Method(f"{_ADMIN}/ListCycles", admin_pb2.ListCyclesRequest, admin_pb2.ListCyclesResponse)
