@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from nightschool_server.training_config import GateConfig
+
 from nightschool_learner.evaluation_records import TaskResult
 from nightschool_learner.statistics import Interval, mcnemar_p, minimum_detectable_difference, paired_bootstrap
-from nightschool_server.training_config import GateConfig
 
 ANSWERED = "answered"
 """The outcome of a task that ended with a final answer."""
@@ -181,7 +182,10 @@ def _family_rule(families: Sequence[Family], limits: GateConfig) -> Rule:
     text = ", ".join(
         f"{f.family} {f.incumbent_success:.1%} -> {f.candidate_success:.1%} (n {f.n}, p {f.p_value:.2g})" for f in shown
     )
-    rule = f"a fall of at most {limits.max_family_fall * 100:.1f} points and none with p <= {limits.max_family_p:g} allowed"
+    rule = (
+        f"a fall of at most {limits.max_family_fall * 100:.1f} points, "
+        f"and none with p <= {limits.max_family_p:g}, allowed"
+    )
     return Rule("families", not fallen, f"{'fell' if fallen else 'worst'}: {text}; {rule}")
 
 

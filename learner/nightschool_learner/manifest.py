@@ -17,7 +17,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -31,38 +31,38 @@ class _Frozen(BaseModel):
 class Hyperparameters(_Frozen):
     """How a preference-tuning run goes: DPO (sigmoid) plus an NLL term on the chosen answer."""
 
-    rank: int = Field(64, ge=1)
-    alpha: float = Field(16.0, gt=0)
-    dropout: float = Field(0.0, ge=0, lt=1)
+    rank: Annotated[int, Field(ge=1)] = 64
+    alpha: Annotated[float, Field(gt=0)] = 16.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     target_modules: tuple[str, ...] = ()
     """Last names of the text tower's linear layers to adapt; empty adapts all but the head."""
-    learning_rate: float = Field(5e-5, gt=0)
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-5
     scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
-    warmup_share: float = Field(0.1, ge=0, lt=1)
+    warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Of all steps."""
-    epochs: int = Field(2, ge=1)
-    batch_size: int = Field(8, ge=1)
+    epochs: Annotated[int, Field(ge=1)] = 2
+    batch_size: Annotated[int, Field(ge=1)] = 8
     """Pairs of one forward; a pair is two sequences."""
-    accumulation: int = Field(1, ge=1)
+    accumulation: Annotated[int, Field(ge=1)] = 1
     """Forwards of one optimizer step."""
-    beta: float = Field(0.1, gt=0)
-    nll_weight: float = Field(0.2, ge=0)
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    nll_weight: Annotated[float, Field(ge=0)] = 0.2
     """Weight of the mean NLL per chosen token beside the DPO loss (Iterative RPO, arXiv 2404.19733)."""
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
-    max_length: int = Field(10_240, ge=16)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    max_length: Annotated[int, Field(ge=16)] = 10_240
     """Tokens of prompt and answer; a longer pair is dropped and counted, never cut."""
-    checkpoint_steps: int = Field(50, ge=1)
+    checkpoint_steps: Annotated[int, Field(ge=1)] = 50
 
 
 class AlarmLimits(_Frozen):
     """When the logged metrics are worth an alarm; see `alarms.py`."""
 
-    max_chosen_fall: float = Field(2.0, ge=0)
+    max_chosen_fall: Annotated[float, Field(ge=0)] = 2.0
     """Nats a chosen answer may lose against the reference, mean over the last quarter of the steps."""
-    max_drift: float = Field(200.0, gt=0)
+    max_drift: Annotated[float, Field(gt=0)] = 200.0
     """Nats between policy and reference on an answer, chosen or rejected, in the last quarter."""
-    max_length_ratio: float = Field(2.0, gt=0)
+    max_length_ratio: Annotated[float, Field(gt=0)] = 2.0
     """Tokens of chosen over tokens of rejected answers: more of it teaches length."""
 
 
@@ -95,8 +95,8 @@ class Manifest(_Frozen):
     hyperparameters: Hyperparameters
     limits: AlarmLimits = AlarmLimits()
     seed: int
-    nice: int = Field(10, ge=0, le=19)
-    num_threads: int = Field(1, ge=1)
+    nice: Annotated[int, Field(ge=0, le=19)] = 10
+    num_threads: Annotated[int, Field(ge=1)] = 1
     probes: tuple[ProbePrompt, ...] = ()
 
 

@@ -39,10 +39,12 @@ LOCK_WAIT_S = 10.0
 
 @dataclass
 class Run:
-    """One run in progress: its manifest, its files and the wall time of its phases."""
+    """One run in progress: its manifest, its files, its data's size and the wall time of its phases."""
 
     manifest: Manifest
     folder: RunFolder
+    num_pairs: int = 0
+    num_dropped: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
 
     def tell(self, phase: Phase, step: int = 0, num_steps: int = 0) -> None:
@@ -90,7 +92,7 @@ def train(run: Run) -> Result:
         manifest = run.manifest
         student = load_student(manifest.base_model, manifest.parent, manifest.parent_folder, manifest.hyperparameters)
     with run.timed("preparing"):
-        trainer, num_pairs, num_dropped = _prepare(run, student)
+        trainer, run.num_pairs, run.num_dropped = _prepare(run, student)
         checkpoint = last_whole_checkpoint(run.folder.checkpoints)
         run.folder.keep_metrics_until(int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0)
     with run.timed("training"):
@@ -98,7 +100,7 @@ def train(run: Run) -> Result:
     with run.timed("publishing"):
         publish(trainer.model, run.folder.adapter)
         probe = _probe(run, student, trainer.model)
-    return _finish(run, student, trainer, num_pairs, num_dropped, probe)
+    return _finish(run, student, trainer.state.global_step, probe)
 
 
 def last_whole_checkpoint(folder: Path) -> Path | None:
@@ -161,9 +163,7 @@ def _probe(run: Run, student: Student, model: Any) -> dict[str, Any]:
     }
 
 
-def _finish(
-    run: Run, student: Student, trainer: Any, num_pairs: int, num_dropped: int, probe: Mapping[str, Any]
-) -> Result:
+def _finish(run: Run, student: Student, num_steps: int, probe: Mapping[str, Any]) -> Result:
     """Write the result, which makes the run complete."""
     import peft
     import torch
@@ -174,7 +174,7 @@ def _finish(
     beta = manifest.hyperparameters.beta
     result = Result(
         cycle_id=manifest.cycle_id, parent=manifest.parent, adapter_folder=run.folder.adapter,
-        num_steps=trainer.state.global_step, num_pairs=num_pairs, num_dropped=num_dropped,
+        num_steps=num_steps, num_pairs=run.num_pairs, num_dropped=run.num_dropped,
         pairs_sha256=manifest.pairs_sha256, hyperparameters=manifest.hyperparameters,
         target_modules=student.target_modules, metrics=end_metrics(rows, beta),
         alarms=find_alarms(rows, beta, manifest.limits), probe=probe, seconds=run.seconds,

@@ -139,7 +139,6 @@ class PairCollator:
         return torch.tensor([row + [value] * (length - len(row)) for row in rows])
 
 
-@torch.inference_mode()
 def score_text(model: Any, processor: Any, probe: ProbePrompt) -> list[float]:
     """Logprobs [num_tokens] of a text-only probe's continuation, the end of the turn not included."""
     tools = tuple(ToolSpec(t["name"], t["description"], t["parameters"]) for t in probe.tools)
@@ -148,9 +147,10 @@ def score_text(model: Any, processor: Any, probe: ProbePrompt) -> list[float]:
     prompt = encode_prompt(processor, text, ()).ids
     answer = list(tokenizer(probe.continuation, add_special_tokens=False)["input_ids"])
     model.eval()
-    logits = model(input_ids=torch.tensor([prompt + answer], device=model.device)).logits[0, len(prompt) - 1 : -1]
-    picked = logits.float().log_softmax(-1).gather(-1, torch.tensor(answer, device=model.device).unsqueeze(-1))
-    return [float(value) for value in picked.squeeze(-1)]
+    with torch.inference_mode():
+        logits = model(input_ids=torch.tensor([prompt + answer], device=model.device)).logits[0]
+    logprobs = logits[len(prompt) - 1 : -1].float().log_softmax(-1)
+    return [float(logprobs[position, token]) for position, token in enumerate(answer)]
 
 
 def _list(values: Any) -> list[int]:

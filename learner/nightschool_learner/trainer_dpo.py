@@ -2,7 +2,8 @@
 
 Deviations from TRL 1.16, each with its reason: the dataset is not prepared by TRL (see `trainer_data.py`);
 images are under a column that TRL does not know, so that reference logprobs can be computed once for pairs with
-images too. Source of the loss: DPO (arXiv 2305.18290, eq. 7) plus alpha * NLL of the chosen answer (arXiv 2404.19733, eq. 2).
+images too. Source of the loss: DPO (arXiv 2305.18290, eq. 7) plus nll_weight * NLL of the chosen answer per
+token (arXiv 2404.19733, eq. 2, which divides by prompt and answer together).
 """
 
 from __future__ import annotations

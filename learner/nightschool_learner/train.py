@@ -1,0 +1,200 @@
+"""The train stage: from the cycle's pairs to a candidate in the registry.
+
+Writes the manifest once, keeps one trainer process running until the run is complete (`trainer_process.py`), passes
+its steps on as progress, draws its curves, and has the server take the adapter in under the cycle's id, so that a
+cycle never has two. Everything heavy is in the trainer process; nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from nightschool_server.chat import ToolSpec, messages_from_json
+from nightschool_server.engine import BASE
+from nightschool_server.store import Store
+from nightschool_server.training_config import TrainConfig
+
+from nightschool_learner import records
+from nightschool_learner.errors import StageFailedError
+from nightschool_learner.manifest import (
+    AlarmLimits,
+    Hyperparameters,
+    Manifest,
+    ProbePrompt,
+    Result,
+    RunFolder,
+    write_whole,
+)
+from nightschool_learner.pair_export import PAIRS_FILE
+from nightschool_learner.plots import plot_training
+from nightschool_learner.sampling import patiently
+from nightschool_learner.stages import Cycle, Ending, Progress
+from nightschool_learner.trainer_process import end_stale_trainer, last_words, start_trainer
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.25
+"""How often the trainer's progress file is read."""
+
+CANNOT = 2
+"""Exit code of a trainer that says why it cannot go on; starting it again would not help."""
+
+PROFILES = {"card": (64, 16.0, ()), "paper": (32, 32.0, ("q_proj", "k_proj", "v_proj"))}
+"""Rank, alpha and layers. `card`: the released adapter's. `paper`: SPORT's text, which leaves alpha open."""
+
+
+class TrainStage:
+    """Trains one adapter."""
+
+    name = "train"
+
+    async def run(self, cycle: Cycle) -> Ending | None:
+        if records.candidate_of(cycle.store, cycle.id) is not None:
+            return None
+        folder = RunFolder(cycle.folder / "train")
+        folder.path.mkdir(parents=True, exist_ok=True)
+        await asyncio.to_thread(end_stale_trainer, folder)
+        if not folder.manifest.exists():
+            base_model = (await patiently(cycle, cycle.client.admin.status)).base_model
+            write_whole(folder.manifest, make_manifest(cycle, folder.path, base_model).model_dump_json(indent=1))
+        progress = cycle.progress(self.name)
+        result = folder.read_result() or await _train(cycle, folder, progress)
+        progress.begin(result.num_steps, result.num_steps, _counts(result))
+        await asyncio.to_thread(plot_training, folder.read_metrics(), result, cycle.folder / "plots")
+        for alarm in result.alarms:
+            logger.warning("event=training_alarm cycle=%s alarm=%s message=%s", cycle.id, alarm.name, alarm.message)
+        if result.alarms and cycle.config.train.on_alarm == "reject":
+            said = "; ".join(alarm.message for alarm in result.alarms)
+            return Ending("rejected", f"training raised an alarm and learner.train.on_alarm is 'reject': {said}")
+        await _register(cycle, result, progress)
+        return None
+
+
+def make_manifest(cycle: Cycle, folder: Path, base_model: str) -> Manifest:
+    """What the trainer is to do for this cycle; the same for every call of one cycle."""
+    pairs = cycle.folder / PAIRS_FILE
+    config = cycle.config.train
+    return Manifest(
+        cycle_id=cycle.id,
+        base_model=base_model,
+        parent=cycle.incumbent,
+        parent_folder=None if cycle.incumbent == BASE else cycle.home.adapters / cycle.incumbent,
+        pairs_file=pairs,
+        pairs_sha256=hashlib.sha256(pairs.read_bytes()).hexdigest(),
+        blobs=cycle.home.blobs,
+        output=folder,
+        hyperparameters=hyperparameters(config),
+        limits=AlarmLimits(
+            max_chosen_fall=config.max_chosen_fall,
+            max_drift=config.max_drift,
+            max_length_ratio=config.max_length_ratio,
+        ),
+        seed=cycle.seed % 2**32,
+        nice=config.nice,
+        num_threads=config.num_threads,
+        probes=choose_probes(cycle.store, cycle.id, cycle.app.specs, config.num_probes),
+    )
+
+
+def hyperparameters(config: TrainConfig) -> Hyperparameters:
+    """The profile with what the configuration says instead."""
+    rank, alpha, layers = PROFILES[config.profile]
+    return Hyperparameters(
+        rank=config.rank or rank,
+        alpha=config.alpha or alpha,
+        dropout=config.dropout,
+        target_modules=config.target_modules or layers,
+        learning_rate=config.learning_rate,
+        scheduler=config.scheduler,
+        warmup_share=config.warmup_share,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        accumulation=config.accumulation,
+        beta=config.beta,
+        nll_weight=config.nll_weight,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        max_length=config.max_length,
+        checkpoint_steps=config.checkpoint_steps,
+    )
+
+
+def choose_probes(store: Store, cycle_id: str, tools: Sequence[ToolSpec], num_probes: int) -> tuple[ProbePrompt, ...]:
+    """Text-only prompts of the cycle's pairs with their chosen answers, spread over them."""
+    rows = store.query(
+        "SELECT s.history, c.text FROM pairs p JOIN steps s ON s.id = p.step_id JOIN candidates c ON c.id = p.chosen "
+        "WHERE p.cycle_id = ? GROUP BY s.id ORDER BY s.id",
+        (cycle_id,),
+    )
+    plain = [row for row in rows if not any(message.images for message in messages_from_json(row["history"]))]
+    specs = tuple({"name": t.name, "description": t.description, "parameters": t.parameters} for t in tools)
+    step = max(1, len(plain) // max(1, num_probes))
+    return tuple(
+        ProbePrompt(messages=row["history"], tools=specs, continuation=row["text"])
+        for row in plain[::step][:num_probes]
+    )
+
+
+async def _train(cycle: Cycle, folder: RunFolder, progress: Progress) -> Result:
+    """Run trainers until the run is complete; one that was killed goes on from its checkpoint."""
+    for attempt in range(cycle.config.train.max_restarts + 1):
+        code = await _run_trainer(cycle, folder, progress)
+        result = folder.read_result()
+        if result is not None:
+            return result
+        logger.warning("event=trainer_ended cycle=%s attempt=%d exit_code=%d", cycle.id, attempt, code)
+        if code >= 0:
+            break
+    raise StageFailedError(
+        f"the trainer ended with {'signal' if code < 0 else 'exit code'} {abs(code)} and no result: "
+        f"{last_words(folder)} (log: {folder.log})"
+    )
+
+
+async def _run_trainer(cycle: Cycle, folder: RunFolder, progress: Progress) -> int:
+    """One trainer from start to end, its progress passed on. A cancelled cycle ends it."""
+    cycle.check()
+    child = await start_trainer(folder)
+    ended = asyncio.create_task(child.wait())
+    try:
+        while not ended.done():
+            await asyncio.wait({ended}, timeout=POLL_S)
+            _show(folder, progress)
+            cycle.check()
+        return ended.result()
+    finally:
+        await child.stop()
+        await ended
+
+
+def _show(folder: RunFolder, progress: Progress) -> None:
+    with contextlib.suppress(ValueError):
+        now = folder.read_progress()
+        progress.num_done, progress.num_total = now.step, now.num_steps
+        progress.say(f"{now.phase}: step {now.step} of {now.num_steps}" if now.num_steps else now.phase)
+
+
+def _counts(result: Result) -> dict[str, int]:
+    return {"pairs": result.num_pairs, "dropped_too_long": result.num_dropped, "alarms": len(result.alarms)}
+
+
+async def _register(cycle: Cycle, result: Result, progress: Progress) -> None:
+    """Have the server take the adapter in; the cycle's id makes a repeat find the same one."""
+    progress.say("importing")
+    adapter = await patiently(
+        cycle,
+        lambda: cycle.client.admin.adapters.import_(
+            str(result.adapter_folder),
+            parent=result.parent,
+            reason=f"trained in cycle {cycle.id} on {result.num_pairs} pairs in {result.num_steps} steps",
+            request_id=f"import-{cycle.id}",
+        ),
+    )
+    records.set_candidate(cycle.store, cycle.id, adapter.name)
+    progress.say(f"candidate {adapter.name}")
+    logger.info("event=candidate_registered cycle=%s adapter=%s", cycle.id, adapter.name)
