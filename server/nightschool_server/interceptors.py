@@ -163,7 +163,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if size > limit:
             raise InvalidRequestError(
                 "request",
-                f"the request has {size} bytes, but at most {limit} are taken (server.max_message_mb): "
+                f"the request has {size} bytes, but at most {limit} are taken (server.max_message_bytes): "
                 "send smaller images, or an image sent before by its sha256",
             )
         kind = "admin" if service_of(method) != AGENT_SERVICE else "practice" if is_practice(request) else "live"
@@ -212,7 +212,7 @@ class _Slot:
     def __enter__(self) -> None:
         if self._in_flight[self._kind] >= self._limit:
             raise OverloadedError(
-                f"{self._limit} {self._kind} calls are in flight already (server.max_in_flight): try again shortly"
+                f"{self._limit} {self._kind} calls are in flight already (server.max_concurrent_requests): try again shortly"
             )
         self._in_flight[self._kind] += 1
 

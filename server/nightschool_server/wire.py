@@ -74,9 +74,11 @@ def has_image_bytes(messages: Sequence[content_pb2.Message]) -> bool:
     return any(part.image.data for message in messages for part in message.parts if part.HasField("image"))
 
 
-def generate_call(request: agent_pb2.GenerateRequest) -> ModelCall:
+def generate_call(
+    request: agent_pb2.GenerateRequest, limits: wire_images.ImageLimits = wire_images.DEFAULT_LIMITS
+) -> ModelCall:
     """The call that a GenerateRequest asks for."""
-    images = wire_images.ImageParts()
+    images = wire_images.ImageParts(limits)
     return ModelCall(
         messages=_messages(request.messages, images),
         tools=tools_of(request.tools, "tools"),
@@ -92,15 +94,27 @@ def generate_call(request: agent_pb2.GenerateRequest) -> ModelCall:
     )
 
 
-def task_call(start: agent_pb2.TaskStart) -> ModelCall:
-    """The call that a TaskStart asks for; `tools` are the client's own."""
-    images = wire_images.ImageParts()
+def task_call(
+    start: agent_pb2.TaskStart, defaults: Sampling, limits: wire_images.ImageLimits = wire_images.DEFAULT_LIMITS
+) -> ModelCall:
+    """The call that a TaskStart asks for; `tools` are the client's own, `defaults` what an absent field takes."""
+    try:
+        return _task_call(start, defaults, limits)
+    except InvalidRequestError as error:
+        raise InvalidRequestError(f"start.{error.field}", f"start.{error}") from None
+
+
+def _task_call(start: agent_pb2.TaskStart, defaults: Sampling, limits: wire_images.ImageLimits) -> ModelCall:
+    images = wire_images.ImageParts(limits)
+    sampling = sampling_of(start.sampling, defaults)
+    if sampling.n != 1:
+        _refuse("sampling.n", f"{sampling.n}, but a task has one answer: leave it out")
     if start.max_steps < 0:
-        _refuse("start.max_steps", f"{start.max_steps}, but must be at least 0: 0 takes the server's limit")
+        _refuse("max_steps", f"{start.max_steps}, but must be at least 0: 0 takes the server's limit")
     return ModelCall(
         messages=_messages(start.messages, images),
         tools=tools_of(start.client_tools, "client_tools"),
-        sampling=sampling_of(start.sampling),
+        sampling=sampling,
         images=images,
         adapter=_identifier(start.adapter, "adapter"),
         session_id=_identifier(start.session_id, "session_id"),
@@ -261,7 +275,10 @@ def _loads(text: str) -> Any:
     def refuse(constant: str) -> NoReturn:
         raise ValueError(f"{constant} is not JSON")
 
-    return json.loads(text, parse_constant=refuse)
+    try:
+        return json.loads(text, parse_constant=refuse)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def _refuse(field: str, problem: str) -> NoReturn:

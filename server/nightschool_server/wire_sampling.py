@@ -20,57 +20,57 @@ MAX_SEED = 2**63 - 1 - MAX_N
 DEFAULTS = Sampling()
 
 
-def sampling_of(sampling: content_pb2.Sampling) -> Sampling:
-    """The sampling parameters; absent ones take the server's defaults.
+def sampling_of(sampling: content_pb2.Sampling, defaults: Sampling = DEFAULTS) -> Sampling:
+    """The sampling parameters; absent ones take the defaults.
 
     Raises InvalidRequestError with the field, its value, the rule and the remedy.
     """
     return Sampling(
-        max_tokens=_max_tokens(sampling),
-        temperature=_temperature(sampling),
-        top_p=_top_p(sampling),
-        top_k=_top_k(sampling),
+        max_tokens=_max_tokens(sampling, defaults),
+        temperature=_temperature(sampling, defaults),
+        top_p=_top_p(sampling, defaults),
+        top_k=_top_k(sampling, defaults),
         seed=_seed(sampling),
         stop=_stop(sampling),
-        n=_n(sampling),
+        n=_n(sampling, defaults),
         logprobs=sampling.logprobs,
         top_logprobs=_top_logprobs(sampling),
         ignore_eos=sampling.ignore_eos,
     )
 
 
-def _max_tokens(sampling: content_pb2.Sampling) -> int:
+def _max_tokens(sampling: content_pb2.Sampling, defaults: Sampling) -> int:
     if not sampling.HasField("max_tokens"):
-        return DEFAULTS.max_tokens
+        return defaults.max_tokens
     value = sampling.max_tokens
     if value < 1:
-        default = DEFAULTS.max_tokens
+        default = defaults.max_tokens
         raise _error("max_tokens", value, f"must be at least 1: raise it or leave it out for {default}")
     return value
 
 
-def _temperature(sampling: content_pb2.Sampling) -> float:
+def _temperature(sampling: content_pb2.Sampling, defaults: Sampling) -> float:
     if not sampling.HasField("temperature"):
-        return DEFAULTS.temperature
+        return defaults.temperature
     value = _float(sampling.temperature)
     if not 0 <= value <= MAX_TEMPERATURE:
         raise _error("temperature", value, f"must lie between 0 and {MAX_TEMPERATURE:g}: 0 is greedy, 1 is plain")
     return value
 
 
-def _top_p(sampling: content_pb2.Sampling) -> float:
+def _top_p(sampling: content_pb2.Sampling, defaults: Sampling) -> float:
     if not sampling.HasField("top_p"):
-        return DEFAULTS.top_p
+        return defaults.top_p
     value = _float(sampling.top_p)
     if not 0 < value <= 1:
         raise _error("top_p", value, "must be above 0 and at most 1: 1 keeps every token")
     return value
 
 
-def _top_k(sampling: content_pb2.Sampling) -> int:
+def _top_k(sampling: content_pb2.Sampling, defaults: Sampling) -> int:
     if sampling.top_k < 0:
         raise _error("top_k", sampling.top_k, "must be at least 0: 0 keeps every token")
-    return sampling.top_k if sampling.HasField("top_k") else DEFAULTS.top_k
+    return sampling.top_k if sampling.HasField("top_k") else defaults.top_k
 
 
 def _seed(sampling: content_pb2.Sampling) -> int | None:
@@ -81,9 +81,9 @@ def _seed(sampling: content_pb2.Sampling) -> int | None:
     return sampling.seed
 
 
-def _n(sampling: content_pb2.Sampling) -> int:
+def _n(sampling: content_pb2.Sampling, defaults: Sampling) -> int:
     if not sampling.HasField("n"):
-        return DEFAULTS.n
+        return defaults.n
     if not 1 <= sampling.n <= MAX_N:
         raise _error("n", sampling.n, f"must lie between 1 and {MAX_N}: send another request for more answers")
     return sampling.n

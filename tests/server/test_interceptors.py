@@ -226,7 +226,7 @@ async def test_a_message_over_the_limit_is_refused_by_size() -> None:
         big = agent_pb2.GenerateRequest(adapter="x" * 2000)
         code, message, _ = await failure(server.stub.Generate(big, metadata=USER))
         assert code is grpc.StatusCode.INVALID_ARGUMENT
-        assert "server.max_message_mb" in message
+        assert "server.max_message_bytes" in message
 
 
 async def test_a_bidirectional_call_passes_both_ways() -> None:

@@ -20,6 +20,7 @@ USER, ASSISTANT, TOOL, SYSTEM = (
     content_pb2.Message.SYSTEM,
 )
 NAN = float("nan")
+TASK = engine.Sampling(max_tokens=64, temperature=0.0)
 
 
 def png(width: int = 4, height: int = 3, color: str = "red") -> bytes:
@@ -71,6 +72,16 @@ BAD = {
     ),
     "truncated image": (request(messages=[message(image(data=png()[:40]))]), "messages[0].parts[0].image.data", "PNG"),
     "huge image": (request(messages=[message(image(data=png(9000, 9000)))]), "messages[0].parts[0].image.data", "9000"),
+    "seventeen images": (
+        request(messages=[message(*(image(sha256=f"{i:064x}") for i in range(17)))]),
+        "messages[0].parts[16].image",
+        "log.max_images_per_request",
+    ),
+    "arguments nested too deeply": (
+        request(messages=[message(call(arguments="[" * 100_000), role=ASSISTANT)]),
+        "messages[0].parts[0].tool_call.arguments_json",
+        "JSON",
+    ),
     "bad sha256": (request(messages=[message(image(sha256="abc"))]), "messages[0].parts[0].image.sha256", "'abc'"),
     "image of the assistant": (
         request(messages=[message(image(data=png()), role=ASSISTANT)]),
@@ -159,11 +170,21 @@ def test_a_broken_rule_names_field_value_and_remedy(name: str) -> None:
 
 def test_a_task_start_is_checked_like_a_request() -> None:
     with pytest.raises(InvalidRequestError) as caught:
-        wire.task_call(agent_pb2.TaskStart(messages=[message(text())], client_tools=[tool(), tool()]))
-    assert caught.value.field == "client_tools[1].name"
+        wire.task_call(agent_pb2.TaskStart(messages=[message(text())], client_tools=[tool(), tool()]), TASK)
+    assert caught.value.field == "start.client_tools[1].name"
     with pytest.raises(InvalidRequestError) as caught:
-        wire.task_call(agent_pb2.TaskStart(messages=[message(text())], max_steps=-2))
+        wire.task_call(agent_pb2.TaskStart(messages=[message(text())], max_steps=-2), TASK)
     assert caught.value.field == "start.max_steps"
+    with pytest.raises(InvalidRequestError) as caught:
+        two = content_pb2.Sampling(n=2)
+        wire.task_call(agent_pb2.TaskStart(messages=[message(text())], sampling=two), TASK)
+    assert caught.value.field == "start.sampling.n"
+    assert str(caught.value).startswith("start.sampling.n is 2")
+
+
+def test_a_task_takes_its_own_defaults_where_a_field_is_absent() -> None:
+    start = agent_pb2.TaskStart(messages=[message(text())], sampling=content_pb2.Sampling(top_p=0.5))
+    assert wire.task_call(start, TASK).sampling == engine.Sampling(max_tokens=64, temperature=0.0, top_p=0.5)
 
 
 def test_a_full_request_arrives_unchanged() -> None:
