@@ -8,6 +8,7 @@ loss. Reads never wait for writers. Rows go out as dictionaries.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import sqlite3
 import threading
@@ -162,22 +163,29 @@ class Store:
         """Where a blob of that sha256 lies."""
         return self.home.blobs / sha256[:2] / sha256
 
+    def delete_unused_blobs(self, hashes: Sequence[str]) -> int:
+        """Delete those of the blobs that no request and no task names. Returns how many."""
+        return self._delete_unused("sha256 IN (SELECT value FROM json_each(?))", json.dumps(list(hashes)))
+
     def sweep_blobs(self, older_than_s: float = 3600.0) -> int:
-        """Delete blobs that no request and no task names, and what crashes left half written. Returns how many."""
+        """Delete every old blob that nothing names, and what crashes left half written. Returns how many blobs."""
         before = time.time() - older_than_s
+        num_deleted = self._delete_unused("created_at < ?", before)
+        for path in self.home.blobs.glob(f"*/{TEMPORARY_PREFIX}*"):
+            if path.stat().st_mtime < before:
+                path.unlink(missing_ok=True)
+        return num_deleted
+
+    def _delete_unused(self, which: str, parameter: str | float) -> int:
         with self.transaction() as db:
             unused = self.query(
-                "SELECT sha256 FROM blobs WHERE created_at < ? "
-                "AND sha256 NOT IN (SELECT sha256 FROM request_blobs) "
+                f"SELECT sha256 FROM blobs WHERE {which} AND sha256 NOT IN (SELECT sha256 FROM request_blobs) "
                 "AND sha256 NOT IN (SELECT value FROM tasks, json_each(tasks.images))",
-                (before,),
+                (parameter,),
             )
             for row in unused:
                 db.execute("DELETE FROM blobs WHERE sha256 = ?", (row["sha256"],))
                 self.blob_path(row["sha256"]).unlink(missing_ok=True)
-        for path in self.home.blobs.glob(f"*/{TEMPORARY_PREFIX}*"):
-            if path.stat().st_mtime < before:
-                path.unlink(missing_ok=True)
         return len(unused)
 
     def close(self) -> None:
