@@ -14,7 +14,7 @@ from pathlib import Path
 
 import grpc
 
-from nightschool.errors import ConfigError
+from nightschool.errors import ConfigError, InvalidRequestError
 
 HOME_VARIABLE = "NIGHTSCHOOL_HOME"
 ADDRESS_VARIABLE = "NIGHTSCHOOL_ADDRESS"
@@ -60,7 +60,7 @@ def resolve(
     timeout_s: float = DEFAULT_TIMEOUT_S,
     tls: Tls = None,
 ) -> Settings:
-    """The settings of a client. Raises ConfigError for an address, file or timeout that cannot be used.
+    """The settings of a client. Raises ConfigError for an address or a file that cannot be used.
 
     `tls` None takes TLS for every address but a loopback one; False never does.
     """
@@ -81,9 +81,10 @@ def resolve(
 
 
 def checked_timeout(timeout_s: float) -> float:
-    """`timeout_s`, at most `MAX_TIMEOUT_S`. Raises ConfigError for one that is not above 0."""
+    """`timeout_s`, at most `MAX_TIMEOUT_S`. Raises InvalidRequestError for one that is not above 0."""
     if not timeout_s > 0:
-        raise ConfigError(f"timeout_s is {timeout_s:g}, but must be above 0: leave it out for {DEFAULT_TIMEOUT_S:g}")
+        rule = f"must be above 0: leave it out for the client's own (by default {DEFAULT_TIMEOUT_S:g})"
+        raise InvalidRequestError(f"timeout_s is {timeout_s:g}, but {rule}", field="timeout_s")
     return min(timeout_s, MAX_TIMEOUT_S)
 
 

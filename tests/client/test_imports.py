@@ -1,0 +1,81 @@
+"""Which package may import which, and how little `import nightschool` costs."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import nightschool
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+OURS = {"nightschool_proto", "nightschool", "nightschool_server", "nightschool_learner", "examples", "tests", "bench"}
+ALLOWED = {
+    "proto/nightschool_proto": {"nightschool_proto"},
+    "client/nightschool": {"nightschool", "nightschool_proto"},
+    "server/nightschool_server": {"nightschool_server", "nightschool_proto"},
+    # The learner samples through the SDK: to the server it is one more caller.
+    "learner/nightschool_learner": {"nightschool_learner", "nightschool_server", "nightschool", "nightschool_proto"},
+}
+SDK_IMPORTS = {"grpc", "google", *ALLOWED["client/nightschool"], *sys.stdlib_module_names}
+CLI_IMPORTS = {*SDK_IMPORTS, "click", "rich"}
+MAX_IMPORT_MS = 150
+FORBIDDEN = ("torch", "numpy", "click", "rich", "pydantic", "nightschool_server", "nightschool_learner", "PIL")
+
+
+def imports_of(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and top-level package of every import in a file, wherever it stands."""
+    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name.partition(".")[0]) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno} imports relatively"
+            yield node.lineno, (node.module or "").partition(".")[0]
+
+
+@pytest.mark.parametrize("room", sorted(ALLOWED))
+def test_imports_go_one_way(room: str) -> None:
+    files = sorted((ROOT / room).rglob("*.py"))
+    assert files
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for path in files
+        for line, name in imports_of(path)
+        if name in OURS and name not in ALLOWED[room]
+    ]
+    assert wrong == []
+
+
+def test_the_client_needs_only_its_base_install() -> None:
+    wrong = []
+    for path in sorted((ROOT / "client/nightschool").rglob("*.py")):
+        allowed = CLI_IMPORTS if "cli" in path.relative_to(ROOT / "client/nightschool").parts else SDK_IMPORTS
+        wrong += [f"{path.name}:{line} imports {name}" for line, name in imports_of(path) if name not in allowed]
+    assert wrong == []
+
+
+def test_the_environment_is_read_in_config_alone() -> None:
+    reads = re.compile(r"\bos\.(environ|getenv)\b")
+    files = (ROOT / "client/nightschool").rglob("*.py")
+    assert {path.name for path in files if reads.search(path.read_text())} == {"config.py"}
+
+
+def test_importing_the_sdk_is_light() -> None:
+    code = f"import nightschool, sys; print(*[name for name in {FORBIDDEN} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-X", "importtime", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+    cumulative_us = {}
+    for line in done.stderr.splitlines():
+        if match := re.match(r"import time:\s+\d+ \|\s+(\d+) \|\s+(\S+)$", line):
+            cumulative_us.setdefault(match[2], int(match[1]))
+    # grpc is imported on the way, so that its share is part of ours.
+    assert (cumulative_us["nightschool"] - cumulative_us["grpc"]) / 1000 < MAX_IMPORT_MS
+
+
+def test_public_names_are_there_once() -> None:
+    assert len(nightschool.__all__) == len(set(nightschool.__all__))
+    assert all(hasattr(nightschool, name) for name in nightschool.__all__)
