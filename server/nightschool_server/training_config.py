@@ -72,8 +72,12 @@ class EvaluateConfig(_Section):
 
     concurrency: Positive = 32
     """Episodes in flight, both adapters together."""
-    max_tokens: Positive = 512
-    """Of one step."""
+    max_tokens: Positive = 256
+    """Of one step; keep it equal to `agent.max_tokens`, so that what is measured is what is served."""
+    max_task_tokens: Positive = 4096
+    """Of all steps of one task; as `agent.max_task_tokens`."""
+    num_tool_workers: Positive = 2
+    """Processes that run the application's tools."""
     max_tasks: Annotated[int, Field(ge=0)] = 0
     """The first so many tasks by id; 0 takes all. Fewer than `gate.min_n` can never pass."""
 
