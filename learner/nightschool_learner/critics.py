@@ -10,11 +10,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from nightschool_server.engine import Prompt, Sampling, TopLogprob
+from nightschool_server.errors import ContextOverflowError
+
 from nightschool_learner.critique import Context, Critic, Verdict, Winner
 from nightschool_learner.prompts import FIRST, SECOND, CandidateView, critic_messages
-from nightschool_learner.sampling import PracticeSampler, TopLogprob
+from nightschool_learner.sampling import PracticeSampler
 from nightschool_learner.stages import Cycle
-from nightschool_server.engine import Sampling
 
 VERDICT_SAMPLING = Sampling(max_tokens=1, temperature=0.0, logprobs=True, top_logprobs=20)
 """One greedy token, with the odds of the likeliest ones."""
@@ -31,7 +33,10 @@ class ServedCritic:
 
     async def compare(self, context: Context, first: CandidateView, second: CandidateView) -> Verdict:
         messages = critic_messages(context.task, context.images, context.history, first, second)
-        reply = await self.sampler.sample(messages, (), VERDICT_SAMPLING, adapter=self.adapter)
+        try:
+            reply = await self.sampler.sample(Prompt(messages), VERDICT_SAMPLING, adapter=self.adapter)
+        except ContextOverflowError as error:
+            return Verdict("invalid", 0.0, str(error), 0)
         answer = reply.answers[0]
         top = answer.top_logprobs[0] if answer.top_logprobs else ()
         return read_odds(answer.text, top, reply.num_prompt_tokens)
@@ -69,7 +74,7 @@ def make_critic(cycle: Cycle, sampler: PracticeSampler) -> Critic:
     if config.kind == "endpoint":
         from nightschool_learner.endpoint_critic import EndpointCritic
 
-        critic = EndpointCritic.connect(config.endpoint, cycle.store)
+        critic = EndpointCritic.connect(config.endpoint, cycle.store.get_blob)
     else:
         critic = ServedCritic(sampler, cycle.adapter_of(config.adapter))
     return InvertedCritic(critic) if cycle.config.fault_injection.invert_critic else critic

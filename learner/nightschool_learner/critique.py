@@ -15,8 +15,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from nightschool_learner.prompts import CandidateView
 from nightschool_server.chat import Message
+
+from nightschool_learner.prompts import CandidateView
 
 Winner = Literal["first", "second", "invalid"]
 PickedBy = Literal["facts", "critic", "agreed", "fallback"]

@@ -14,11 +14,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nightschool_server.chat import Image, Message, Text
+from nightschool_server.practice_config import EndpointConfig
+
 from nightschool_learner.critique import Context, Verdict
 from nightschool_learner.errors import StageFailedError
 from nightschool_learner.prompts import FIRST, SECOND, CandidateView, critic_messages
-from nightschool_server.chat import Image, Message, Text
-from nightschool_server.practice_config import EndpointConfig
 
 FORMAT = (
     f'Reply with one JSON object and nothing else: {{"better": "{FIRST}" or "{SECOND}", '
@@ -81,12 +82,16 @@ def read_verdict(text: str, prompt_tokens: int) -> Verdict:
     if isinstance(confidence, bool) or not isinstance(confidence, int | float) or not 0.5 <= confidence <= 1:
         return invalid
     margin = MAX_MARGIN_NATS if confidence == 1 else min(MAX_MARGIN_NATS, math.log(confidence / (1 - confidence)))
-    return Verdict("first", margin, text, prompt_tokens) if value["better"] == FIRST else Verdict("second", -margin, text, prompt_tokens)
+    return (
+        Verdict("first", margin, text, prompt_tokens)
+        if value["better"] == FIRST
+        else Verdict("second", -margin, text, prompt_tokens)
+    )
 
 
 def to_openai(messages: Sequence[Message], read_blob: ReadBlob) -> list[dict[str, Any]]:
     """The critic's messages as the endpoint reads them, pictures as data URLs, the format's rule at the end."""
-    rendered = []
+    rendered: list[dict[str, Any]] = []
     for message in messages:
         content: list[dict[str, Any]] = []
         for part in message.parts:

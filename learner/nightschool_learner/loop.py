@@ -17,13 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import psutil
-
 from nightschool import AsyncClient
-from nightschool_learner import records, report
-from nightschool_learner.errors import CycleCancelledError, NothingToLearnError, ServerGoneError
-from nightschool_learner.records import CycleRow
-from nightschool_learner.sampling import connect
-from nightschool_learner.stages import STAGE_NAMES, Cycle, Progress, Stage
 from nightschool_server.app import App
 from nightschool_server.config import Config
 from nightschool_server.engine import BASE
@@ -31,6 +25,12 @@ from nightschool_server.errors import ConfigError
 from nightschool_server.home import Home
 from nightschool_server.learner_config import LearnerConfig, with_overrides
 from nightschool_server.store import Store
+
+from nightschool_learner import records, report
+from nightschool_learner.errors import CycleCancelledError, NothingToLearnError, ServerGoneError
+from nightschool_learner.records import CycleRow
+from nightschool_learner.sampling import connect
+from nightschool_learner.stages import STAGE_NAMES, Cycle, Progress, Stage
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,8 @@ class Learner:
     app: App
     stages: Sequence[Stage]
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set on SIGTERM and when the server is gone; a running cycle is left for the next learner."""
+    """Set on SIGTERM; a running cycle is left for the next learner."""
+    _renewed_at: float = 0.0
 
     async def run(self) -> None:
         """Run cycles as they are queued, until `stopping` is set."""
@@ -166,7 +167,10 @@ class Learner:
             self._obey(cycle)
 
     def _obey(self, cycle: Cycle) -> None:
-        records.renew_lease(self.store, cycle.id, os.getpid(), self.config.learner.lease_s)
+        lease_s = self.config.learner.lease_s
+        if time.monotonic() - self._renewed_at > lease_s / 4:
+            records.renew_lease(self.store, cycle.id, os.getpid(), lease_s)
+            self._renewed_at = time.monotonic()
         if self.stopping.is_set() or records.get_cycle(self.store, cycle.id).cancel_reason is not None:
             cycle.cancelled.set()
         if records.is_paused(self.store):
@@ -178,7 +182,7 @@ class Learner:
         """Whether a learner that lives holds the cycle: one on another machine, since this home's lock is ours."""
         if row.lease_pid in (None, os.getpid()) or (row.lease_until or 0) < time.time():
             return False
-        return psutil.pid_exists(int(row.lease_pid or 0))
+        return bool(psutil.pid_exists(int(row.lease_pid or 0)))
 
     async def _rest(self) -> None:
         """Wait until it is time to look again."""

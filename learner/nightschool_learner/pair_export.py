@@ -17,9 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nightschool_learner.stages import Cycle
 from nightschool_server.chat import ToolSpec, messages_from_json, template_messages, template_tools
 from nightschool_server.store import Store
+
+from nightschool_learner.stages import Cycle
 
 PAIRS_FILE = "pairs.jsonl"
 
@@ -30,7 +31,8 @@ def export_rows(store: Store, cycle_id: str, tools: Sequence[ToolSpec] = ()) -> 
         "SELECT p.id, p.kind, p.margin, s.history, c.text AS chosen, c.token_ids AS chosen_ids, "
         " r.text AS rejected, r.token_ids AS rejected_ids "
         "FROM pairs p JOIN steps s ON s.id = p.step_id JOIN candidates c ON c.id = p.chosen "
-        "JOIN candidates r ON r.id = p.rejected JOIN rollouts o ON o.id = s.rollout_id JOIN tasks t ON t.id = o.task_id "
+        "JOIN candidates r ON r.id = p.rejected "
+        "JOIN rollouts o ON o.id = s.rollout_id JOIN tasks t ON t.id = o.task_id "
         "WHERE p.cycle_id = ? ORDER BY t.slot, s.position, r.position",
         (cycle_id,),
     )

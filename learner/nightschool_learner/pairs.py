@@ -17,15 +17,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from nightschool_server.ids import new_id
+from nightschool_server.practice_config import PairsConfig
+from nightschool_server.toolcalls import parse_answer
+
 from nightschool_learner import practice_records
 from nightschool_learner.critique import margin_over
 from nightschool_learner.errors import NothingToLearnError
 from nightschool_learner.pair_export import write_pairs_file
-from nightschool_learner.practice_records import CandidateRow, DecidedStep
+from nightschool_learner.practice_records import REFUSED, CandidateRow, DecidedStep
 from nightschool_learner.stages import Cycle, Ending
-from nightschool_server.practice_config import PairsConfig
-from nightschool_server.ids import new_id
-from nightschool_server.toolcalls import parse_answer
 
 Kind = Literal["both_ran", "ran_vs_failed"]
 
@@ -64,7 +65,7 @@ def pairs_of(step: DecidedStep) -> list[Pair]:
     assert not chosen.failure, f"step {step.step.id} picked a candidate that failed: {chosen.failure}"
     found: list[Pair] = []
     for rival in step.candidates:
-        if rival.position == chosen.position:
+        if rival.position == chosen.position or rival.failure == REFUSED:
             continue
         margin = 0.0 if rival.failure else margin_over(rival.position, chosen.position, step.verdicts)
         if margin is None:
@@ -109,9 +110,15 @@ class PairsStage:
     async def run(self, cycle: Cycle) -> Ending | None:
         config = cycle.config.pairs
         selection = select(practice_records.decided_steps(cycle.store, cycle.id), config, cycle.seed)
-        rows = [(new_id("pair"), cycle.id, p.step_id, p.chosen, p.rejected, p.kind, p.margin, time.time()) for p in selection.pairs]
-        practice_records.insert_pairs(cycle.store, rows)
-        counts = Counter(pair.kind for pair in selection.pairs) + Counter({f"dropped_{k}": v for k, v in selection.dropped.items()})
+        rows = [
+            (new_id("pair"), cycle.id, p.step_id, p.chosen, p.rejected, p.kind, p.margin, time.time())
+            for p in selection.pairs
+        ]
+        with cycle.store.transaction() as db:
+            practice_records.insert_pairs(db, rows)
+        counts = Counter(pair.kind for pair in selection.pairs) + Counter(
+            {f"dropped_{k}": v for k, v in selection.dropped.items()}
+        )
         progress = cycle.progress(self.name)
         progress.begin(len(selection.pairs), len(selection.pairs), counts)
         if len(selection.pairs) < config.min_pairs:

@@ -29,13 +29,15 @@ async def for_each(cycle: Cycle, units: Iterable[T], work: Callable[[T], Awaitab
         cycle.check()
 
     watcher = asyncio.create_task(watch())
-    workers = asyncio.gather(*(worker() for _ in range(concurrency)))
+    working = {asyncio.create_task(worker()) for _ in range(concurrency)}
+    started = {watcher, *working}
     try:
-        await asyncio.wait({watcher, workers}, return_when=asyncio.FIRST_COMPLETED)
-        if watcher.done() and not workers.done():
-            watcher.result()
-        await workers
+        while working:
+            done, _ = await asyncio.wait({watcher, *working}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+            working -= done
     finally:
-        watcher.cancel()
-        workers.cancel()
-        await asyncio.gather(watcher, workers, return_exceptions=True)
+        for task in started:
+            task.cancel()
+        await asyncio.gather(*started, return_exceptions=True)

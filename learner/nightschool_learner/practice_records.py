@@ -1,22 +1,28 @@
 """The rows of practice: rollouts, steps, candidates, critiques and pairs.
 
-Owns their SQL. A step is written when its candidates have run, its comparisons one by one as they are
-paid for, its pick last; so a killed learner finds exactly what it still has to do.
+Owns their SQL. What writes takes a connection inside a transaction, see `writer.py`. A step is written when its
+candidates have run, its comparisons one by one as they are paid for, its pick last; so a killed learner finds
+exactly what it still has to do.
 """
 
 from __future__ import annotations
 
 import json
+import sqlite3
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nightschool_learner.critique import Choice, Verdict
 from nightschool_server.chat import canonical_json
 from nightschool_server.ids import new_id
 from nightschool_server.store import Store
+
+from nightschool_learner.critique import Choice, Verdict
+
+REFUSED = "refused"
+"""Failure of a candidate that calls a tool which practice may not run: no fact against it, but no way on."""
 
 Verdicts = dict[tuple[int, int], Verdict]
 
@@ -60,7 +66,7 @@ class DecidedStep:
     step: StepRow
     task_id: str
     candidates: tuple[CandidateRow, ...]
-    verdicts: Mapping[tuple[int, int], Verdict]
+    verdicts: Verdicts
     """By (first, second) position."""
 
 
@@ -79,24 +85,20 @@ def rollouts_of(store: Store, cycle_id: str) -> dict[str, RolloutRow]:
     return {row["task_id"]: RolloutRow(row["id"], row["task_id"], row["state"]) for row in rows}
 
 
-def start_rollout(store: Store, cycle_id: str, task_id: str, adapter: str) -> RolloutRow:
+def start_rollout(db: sqlite3.Connection, cycle_id: str, row: RolloutRow, adapter: str) -> None:
     """Begin the one rollout of a task."""
-    row = RolloutRow(new_id("roll"), task_id, "running")
-    with store.transaction() as db:
-        db.execute(
-            "INSERT INTO rollouts (id, cycle_id, task_id, adapter, state, started_at) VALUES (?, ?, ?, ?, 'running', ?)",
-            (row.id, cycle_id, task_id, adapter, time.time()),
-        )
-    return row
+    db.execute(
+        "INSERT INTO rollouts (id, cycle_id, task_id, adapter, state, started_at) VALUES (?, ?, ?, ?, 'running', ?)",
+        (row.id, cycle_id, row.task_id, adapter, time.time()),
+    )
 
 
-def end_rollout(store: Store, rollout_id: str, state: str, outcome: str, answer: str) -> None:
+def end_rollout(db: sqlite3.Connection, rollout_id: str, state: str, outcome: str, answer: str) -> None:
     """Write how a rollout ended."""
-    with store.transaction() as db:
-        db.execute(
-            "UPDATE rollouts SET state = ?, outcome = ?, answer = ?, ended_at = ? WHERE id = ?",
-            (state, outcome, answer, time.time(), rollout_id),
-        )
+    db.execute(
+        "UPDATE rollouts SET state = ?, outcome = ?, answer = ?, ended_at = ? WHERE id = ?",
+        (state, outcome, answer, time.time(), rollout_id),
+    )
 
 
 def steps_of(store: Store, rollout_id: str) -> list[StepRow]:
@@ -105,35 +107,31 @@ def steps_of(store: Store, rollout_id: str) -> list[StepRow]:
         "SELECT id, rollout_id, position, history, picked, picked_by FROM steps WHERE rollout_id = ? ORDER BY position",
         (rollout_id,),
     )
-    return [StepRow(**{key: row[key] for key in StepRow.__dataclass_fields__}) for row in rows]
+    return [_step(row) for row in rows]
 
 
-def insert_step(store: Store, step: StepRow, candidates: Sequence[CandidateRow]) -> None:
+def insert_step(db: sqlite3.Connection, step: StepRow, candidates: Sequence[CandidateRow]) -> None:
     """Write a step whose candidates have run and among which nobody has chosen yet."""
-    with store.transaction() as db:
-        db.execute(
-            "INSERT INTO steps (id, rollout_id, position, history, created_at) VALUES (?, ?, ?, ?, ?)",
-            (step.id, step.rollout_id, step.position, step.history, time.time()),
-        )
-        db.executemany(
-            "INSERT INTO candidates (id, step_id, position, text, token_ids, logprob, num_samples, observation, "
-            "failure, final) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            [
-                (
-                    c.id, step.id, c.position, c.text, canonical_json(list(c.token_ids)), c.logprob, c.num_samples,
-                    c.observation, c.failure, int(c.final),
-                )
-                for c in candidates
-            ],
-        )  # fmt: skip
+    db.execute(
+        "INSERT INTO steps (id, rollout_id, position, history, created_at) VALUES (?, ?, ?, ?, ?)",
+        (step.id, step.rollout_id, step.position, step.history, time.time()),
+    )
+    db.executemany(
+        "INSERT INTO candidates (id, step_id, position, text, token_ids, logprob, num_samples, observation, "
+        "failure, final) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        [
+            (
+                c.id, step.id, c.position, c.text, canonical_json(list(c.token_ids)), c.logprob, c.num_samples,
+                c.observation, c.failure, int(c.final),
+            )
+            for c in candidates
+        ],
+    )  # fmt: skip
 
 
-def pick(store: Store, step_id: str, choice: Choice) -> None:
+def pick(db: sqlite3.Connection, step_id: str, choice: Choice) -> None:
     """Write a step's choice."""
-    with store.transaction() as db:
-        db.execute(
-            "UPDATE steps SET picked = ?, picked_by = ? WHERE id = ?", (choice.picked, choice.picked_by, step_id)
-        )
+    db.execute("UPDATE steps SET picked = ?, picked_by = ? WHERE id = ?", (choice.picked, choice.picked_by, step_id))
 
 
 def candidates_of(store: Store, step_id: str) -> list[CandidateRow]:
@@ -142,17 +140,16 @@ def candidates_of(store: Store, step_id: str) -> list[CandidateRow]:
     return [_candidate(row) for row in rows]
 
 
-def insert_critique(store: Store, step_id: str, first: int, second: int, verdict: Verdict) -> None:
+def insert_critique(db: sqlite3.Connection, step_id: str, first: int, second: int, verdict: Verdict) -> None:
     """Write one comparison; it is never paid for again."""
-    with store.transaction() as db:
-        db.execute(
-            "INSERT INTO critiques (id, step_id, first, second, verdict, margin, raw, prompt_tokens, created_at) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                new_id("crit"), step_id, first, second, verdict.winner, verdict.margin_nats, verdict.raw,
-                verdict.prompt_tokens, time.time(),
-            ),
-        )  # fmt: skip
+    db.execute(
+        "INSERT INTO critiques (id, step_id, first, second, verdict, margin, raw, prompt_tokens, created_at) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            new_id("crit"), step_id, first, second, verdict.winner, verdict.margin_nats, verdict.raw,
+            verdict.prompt_tokens, time.time(),
+        ),
+    )  # fmt: skip
 
 
 def verdicts_of(store: Store, step_id: str) -> Verdicts:
@@ -162,41 +159,57 @@ def verdicts_of(store: Store, step_id: str) -> Verdicts:
 
 
 def decided_steps(store: Store, cycle_id: str) -> list[DecidedStep]:
-    """Every step of the cycle that facts or the critic decided, with candidates and comparisons."""
-    where = (
-        "SELECT s.id FROM steps s JOIN rollouts r ON r.id = s.rollout_id "
-        "WHERE r.cycle_id = ? AND s.picked_by IN ('facts', 'critic')"
+    """Every step of the cycle that facts or the critic decided."""
+    return steps_picked_by(store, cycle_id, ("facts", "critic"))
+
+
+def steps_picked_by(store: Store, cycle_id: str, picked_by: Sequence[str]) -> list[DecidedStep]:
+    """The cycle's steps of these kinds with their candidates and comparisons, in the order of slot and step."""
+    chosen = canonical_json(list(picked_by))
+    of_cycle = (
+        "FROM steps s JOIN rollouts r ON r.id = s.rollout_id JOIN tasks t ON t.id = r.task_id "
+        "WHERE r.cycle_id = ? AND s.picked_by IN (SELECT value FROM json_each(?))"
     )
     candidates: dict[str, list[CandidateRow]] = defaultdict(list)
-    for row in store.query(f"SELECT * FROM candidates WHERE step_id IN ({where}) ORDER BY position", (cycle_id,)):
+    rows = store.query(
+        f"SELECT * FROM candidates WHERE step_id IN (SELECT s.id {of_cycle}) ORDER BY position", (cycle_id, chosen)
+    )
+    for row in rows:
         candidates[row["step_id"]].append(_candidate(row))
     verdicts: dict[str, Verdicts] = defaultdict(dict)
-    for row in store.query(f"SELECT * FROM critiques WHERE step_id IN ({where})", (cycle_id,)):
+    for row in store.query(f"SELECT * FROM critiques WHERE step_id IN (SELECT s.id {of_cycle})", (cycle_id, chosen)):
         verdicts[row["step_id"]][row["first"], row["second"]] = _verdict(row)
+    steps = store.query(f"SELECT s.*, r.task_id {of_cycle} ORDER BY t.slot, s.position", (cycle_id, chosen))
+    return [DecidedStep(_step(row), row["task_id"], tuple(candidates[row["id"]]), verdicts[row["id"]]) for row in steps]
+
+
+def num_steps_with_choice(store: Store, cycle_id: str) -> int:
+    """How many steps of the cycle had more than one action to choose from: its coverage."""
     rows = store.query(
-        "SELECT s.*, r.task_id FROM steps s JOIN rollouts r ON r.id = s.rollout_id JOIN tasks t ON t.id = r.task_id "
-        "WHERE r.cycle_id = ? AND s.picked_by IN ('facts', 'critic') ORDER BY t.slot, s.position",
+        "SELECT COUNT(*) AS n FROM steps s JOIN rollouts r ON r.id = s.rollout_id WHERE r.cycle_id = ? "
+        "AND (SELECT COUNT(*) FROM candidates c WHERE c.step_id = s.id) > 1",
         (cycle_id,),
     )
-    return [
-        DecidedStep(
-            StepRow(**{key: row[key] for key in StepRow.__dataclass_fields__}),
-            row["task_id"],
-            tuple(candidates[row["id"]]),
-            verdicts[row["id"]],
-        )
-        for row in rows
-    ]
+    return int(rows[0]["n"])
 
 
-def insert_pairs(store: Store, rows: Sequence[tuple[Any, ...]]) -> None:
+def num_critiques(store: Store, cycle_id: str) -> int:
+    """How many comparisons the cycle has paid for."""
+    rows = store.query(
+        "SELECT COUNT(*) AS n FROM critiques WHERE step_id IN "
+        "(SELECT s.id FROM steps s JOIN rollouts r ON r.id = s.rollout_id WHERE r.cycle_id = ?)",
+        (cycle_id,),
+    )
+    return int(rows[0]["n"])
+
+
+def insert_pairs(db: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> None:
     """Write the cycle's pairs, all at once; those that are there already stay."""
-    with store.transaction() as db:
-        db.executemany(
-            "INSERT OR IGNORE INTO pairs (id, cycle_id, step_id, chosen, rejected, kind, margin, created_at) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            rows,
-        )
+    db.executemany(
+        "INSERT OR IGNORE INTO pairs (id, cycle_id, step_id, chosen, rejected, kind, margin, created_at) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        rows,
+    )
 
 
 def explore_counts(store: Store, cycle_id: str) -> dict[str, int]:
@@ -211,7 +224,8 @@ def explore_counts(store: Store, cycle_id: str) -> dict[str, int]:
     )[0]
     counts.update({key: int(sums[key]) for key in ("distinct_actions", "samples", "distinct_tokens")})
     for row in store.query(
-        f"SELECT failure, COUNT(*) AS n FROM candidates WHERE {of_cycle} AND failure <> '' GROUP BY failure", (cycle_id,)
+        f"SELECT failure, COUNT(*) AS n FROM candidates WHERE {of_cycle} AND failure <> '' GROUP BY failure",
+        (cycle_id,),
     ):
         counts[f"failed_{row['failure']}"] = int(row["n"])
     for row in store.query(
@@ -240,6 +254,10 @@ def critique_counts(store: Store, cycle_id: str) -> dict[str, int]:
     return counts
 
 
+def _step(row: Mapping[str, Any]) -> StepRow:
+    return StepRow(**{key: row[key] for key in StepRow.__dataclass_fields__})
+
+
 def _candidate(row: Mapping[str, Any]) -> CandidateRow:
     values = {key: row[key] for key in CandidateRow.__dataclass_fields__}
     values["token_ids"] = tuple(json.loads(row["token_ids"]))
@@ -249,3 +267,8 @@ def _candidate(row: Mapping[str, Any]) -> CandidateRow:
 
 def _verdict(row: Mapping[str, Any]) -> Verdict:
     return Verdict(row["verdict"], row["margin"], row["raw"], row["prompt_tokens"])
+
+
+def drop_steps(db: sqlite3.Connection, rollout_id: str, from_position: int) -> None:
+    """Forget a rollout's steps from a position on, with their candidates and comparisons."""
+    db.execute("DELETE FROM steps WHERE rollout_id = ? AND position >= ?", (rollout_id, from_position))

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from nightschool_learner.stages import STAGE_NAMES
 from nightschool_server.chat import canonical_json
 from nightschool_server.ids import new_id
 from nightschool_server.store import Store
+
+from nightschool_learner.stages import STAGE_NAMES, Progress
 
 ENDED = ("promoted", "rejected", "stopped", "cancelled", "failed")
 
@@ -88,7 +90,7 @@ def enqueue(store: Store, trigger: str, reason: str) -> str | None:
 def num_new_seeds(store: Store) -> int:
     """Trainable requests since the newest cycle was queued."""
     rows = store.query(
-        "SELECT COUNT(*) AS n FROM requests WHERE policy = 'train' AND outcome = 'OK' "
+        "SELECT COUNT(*) AS n FROM requests WHERE policy = 'train' AND status = 'OK' "
         "AND created_at > COALESCE((SELECT MAX(created_at) FROM cycles), 0)"
     )
     return int(rows[0]["n"])
@@ -171,25 +173,24 @@ def end_stage(store: Store, cycle_id: str, name: str) -> None:
         )
 
 
-def update_stage(
-    store: Store, cycle_id: str, name: str, num_done: int, num_total: int, counts: Mapping[str, int], message: str
-) -> None:
+def update_stage(store: Store, cycle_id: str, progress: Progress) -> None:
     """Write a stage's progress."""
+    counts = canonical_json(progress.counts)
     with store.transaction() as db:
         db.execute(
             "UPDATE stages SET num_done = ?, num_total = ?, counts = ?, message = ? WHERE cycle_id = ? AND name = ?",
-            (num_done, num_total, canonical_json(dict(counts)), message, cycle_id, name),
+            (progress.num_done, progress.num_total, counts, progress.message, cycle_id, progress.name),
         )
 
 
-def stage_report(store: Store, cycle_id: str) -> Sequence[Mapping[str, object]]:
+def stage_report(store: Store, cycle_id: str) -> list[dict[str, Any]]:
     """Every stage's counts and times, in order: the funnel of the cycle's report."""
     rows = store.query(
         "SELECT name, state, num_done, num_total, counts, message, started_at, ended_at FROM stages "
         "WHERE cycle_id = ? ORDER BY position",
         (cycle_id,),
     )
-    return [{**dict(row), "counts": json.loads(row["counts"])} for row in rows]
+    return [{**row, "counts": json.loads(row["counts"])} for row in rows]
 
 
 def is_paused(store: Store) -> bool:

@@ -9,8 +9,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nightschool_learner import records
 from nightschool_server.store import Store
+
+from nightschool_learner import records
 
 REPORT_FILE = "report.json"
 
@@ -34,11 +35,13 @@ def build(store: Store, cycle_id: str) -> dict[str, Any]:
             (cycle_id,),
         )[0]
     )
-    stages = [dict(stage) for stage in records.stage_report(store, cycle_id)]
+    stages = records.stage_report(store, cycle_id)
     for stage in stages:
         if stage["started_at"] and stage["ended_at"]:
             stage["seconds"] = round(stage["ended_at"] - stage["started_at"], 3)
-    evaluations = store.query("SELECT * FROM evaluations WHERE cycle_id = ? ORDER BY created_at DESC LIMIT 1", (cycle_id,))
+    evaluations = store.query(
+        "SELECT * FROM evaluations WHERE cycle_id = ? ORDER BY created_at DESC LIMIT 1", (cycle_id,)
+    )
     return {
         "cycle": cycle,
         "funnel": _funnel(store, cycle_id),

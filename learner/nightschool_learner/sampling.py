@@ -9,23 +9,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from nightschool_proto.v1 import agent_pb2, content_pb2
-
+import nightschool
 from nightschool import AsyncClient
-from nightschool_learner.errors import CycleCancelledError, ServerGoneError
-from nightschool_learner.stages import Cycle
-from nightschool_server.chat import Message, ToolSpec, canonical_json
-from nightschool_server.engine import Sampling, TopLogprob
+from nightschool_server import chat
+from nightschool_server.engine import Delta, FinishReason, Prompt, Sampling, TopLogprob
+from nightschool_server.errors import ContextOverflowError
 from nightschool_server.home import Home
-from nightschool_server.wire_replies import messages_to_proto
+
+from nightschool_learner.errors import ServerGoneError
+from nightschool_learner.stages import Cycle
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +35,188 @@ T = TypeVar("T")
 FIRST_DELAY_S = 0.1
 MAX_DELAY_S = 5.0
 
+SdkPart = nightschool.Text | nightschool.Image | nightschool.ToolCall | nightschool.ToolResult
+
+AWAY = (
+    nightschool.UnavailableError,
+    nightschool.OverloadedError,
+    nightschool.DeadlineExceededError,
+    nightschool.CancelledError,
+)
+"""What a call ends with when the server is away, full or draining: trying again later helps."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sampled answer."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    """Of each token, of the untempered distribution."""
+    top_logprobs: tuple[tuple[TopLogprob, ...], ...]
+    """The likeliest tokens at each position, where asked for."""
+    finish_reason: FinishReason
+
+    @property
+    def logprob(self) -> float:
+        """Of the whole answer."""
+        return sum(self.logprobs)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The answers of one call."""
+
+    answers: tuple[Sample, ...]
+    num_prompt_tokens: int
+
 
 def derive_seed(cycle_seed: int, *what: str | int) -> int:
     """A seed for one use within a cycle: 48 bits of a hash, so that no two uses share a stream."""
-    digest = hashlib.sha256(canonical_json([cycle_seed, *what]).encode()).digest()
+    digest = hashlib.sha256(chat.canonical_json([cycle_seed, *what]).encode()).digest()
     return int.from_bytes(digest[:6], "big")
+
+
+@contextlib.asynccontextmanager
+async def connect(home: Home) -> AsyncIterator[AsyncClient]:
+    """A client of the server that `home` names now, with the home's admin token. Raises ServerGoneError."""
+    try:
+        address = str(json.loads(home.server_file.read_text(encoding="utf-8"))["address"])
+        token = home.cli_token.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError, KeyError) as error:
+        raise ServerGoneError(f"no server runs on {home.path}: {error}") from error
+    client = AsyncClient(address, token=token, home=home.path)
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+async def patiently(cycle: Cycle, call: Callable[[], Awaitable[T]]) -> T:
+    """Make a call as soon as the learner is not paused, again while the server is away.
+
+    Raises ServerGoneError after `learner.server_wait_s` of that, CycleCancelledError where the cycle is
+    cancelled, and whatever else the call raises.
+    """
+    delay_s, given_up_at = FIRST_DELAY_S, None
+    while True:
+        await _until_resumed(cycle)
+        try:
+            return await call()
+        except AWAY as error:
+            now = time.monotonic()
+            given_up_at = given_up_at or now + cycle.config.server_wait_s
+            if now >= given_up_at:
+                raise ServerGoneError(f"no answer for {cycle.config.server_wait_s:g} s: {error}") from error
+            logger.info("event=server_away cycle=%s retry_in_s=%.1f error=%s", cycle.id, delay_s, error)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(cycle.cancelled.wait(), delay_s)
+        delay_s = min(2 * delay_s, MAX_DELAY_S)
+
+
+@dataclass(frozen=True)
+class PracticeSampler:
+    """Samples answers for a cycle."""
+
+    cycle: Cycle
+
+    async def sample(self, prompt: Prompt, sampling: Sampling, *, adapter: str) -> Samples:
+        """`sampling.n` answers to `prompt`, from the model with `adapter`.
+
+        Images whose bytes are not in `prompt.images` must be blobs of the home. Raises ContextOverflowError
+        as the engine does, and what `patiently` raises.
+        """
+        turns = [_to_sdk(message, prompt.images) for message in prompt.messages]
+        specs = [_tool_to_sdk(tool) for tool in prompt.tools]
+
+        async def call() -> nightschool.Reply:
+            return await self.cycle.client.generate(
+                turns,
+                tools=specs,
+                max_tokens=sampling.max_tokens,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k,
+                seed=sampling.seed,
+                stop=sampling.stop,
+                n=sampling.n,
+                logprobs=True,
+                top_logprobs=sampling.top_logprobs,
+                adapter=adapter,
+                learning=nightschool.LearningPolicy.NO_LOG,
+                priority=nightschool.Priority.PRACTICE,
+            )
+
+        try:
+            reply = await patiently(self.cycle, call)
+        except nightschool.ContextOverflowError as error:
+            raise ContextOverflowError(error.field or "messages", error.message) from error
+        return Samples(tuple(_sample(answer) for answer in reply.answers), reply.usage.prompt_tokens)
+
+
+@dataclass(frozen=True)
+class AdapterSampler:
+    """`PracticeSampler` on one adapter as the agent loop wants it: an `agent.Sampler`, one delta an answer."""
+
+    sampler: PracticeSampler
+    adapter: str
+
+    async def sample(self, prompt: Prompt, sampling: Sampling) -> AsyncIterator[Delta]:
+        samples = await self.sampler.sample(prompt, sampling, adapter=self.adapter)
+        for index, answer in enumerate(samples.answers):
+            yield Delta(
+                index=index,
+                text=answer.text,
+                token_ids=answer.token_ids,
+                logprobs=answer.logprobs,
+                finish_reason=answer.finish_reason,
+                num_prompt_tokens=samples.num_prompt_tokens,
+            )
+
+
+async def _until_resumed(cycle: Cycle) -> None:
+    while not cycle.resumed.is_set() and not cycle.cancelled.is_set():
+        waits = [asyncio.create_task(cycle.resumed.wait()), asyncio.create_task(cycle.cancelled.wait())]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+    cycle.check()
+
+
+def _sample(answer: nightschool.Answer) -> Sample:
+    tokens = answer.tokens
+    assert tokens is not None, "the server was asked for logprobs"
+    return Sample(
+        text=answer.text,
+        token_ids=tokens.ids,
+        logprobs=tokens.logprobs,
+        top_logprobs=tuple(
+            tuple(TopLogprob(*entry) for entry in zip(top.ids, top.texts, top.logprobs, strict=True))
+            for top in tokens.top
+        ),
+        # A tool call is how an answer reads, not how it ended: the engine knows only stop and length.
+        finish_reason="length" if answer.finish_reason is nightschool.FinishReason.LENGTH else "stop",
+    )
+
+
+def _to_sdk(message: chat.Message, images: Mapping[str, bytes]) -> nightschool.Message:
+    parts = tuple(_part_to_sdk(part, images) for part in message.parts)
+    return nightschool.Message(nightschool.Role(message.role), parts)
+
+
+def _part_to_sdk(part: chat.Part, images: Mapping[str, bytes]) -> SdkPart:
+    match part:
+        case chat.Text(text):
+            return nightschool.Text(text)
+        case chat.Image(sha256):
+            return nightschool.Image(data=images[sha256]) if sha256 in images else nightschool.Image(sha256=sha256)
+        case chat.ToolCall(id_, name, arguments):
+            return nightschool.ToolCall(id_, name, arguments)
+        case chat.ToolResult(call_id, name, content, is_error):
+            return nightschool.ToolResult(call_id, name, content, is_error)
+
+
+@functools.lru_cache(maxsize=256)
+def _tool_to_sdk(tool: chat.ToolSpec) -> nightschool.Tool:
+    return nightschool.Tool(tool.name, tool.description, tool.schema)

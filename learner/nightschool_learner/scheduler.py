@@ -13,10 +13,10 @@ from collections.abc import Callable
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.interval import IntervalTrigger
-
-from nightschool_learner import records
 from nightschool_server.practice_config import ScheduleConfig
 from nightschool_server.store import Store
+
+from nightschool_learner import records
 
 logger = logging.getLogger(__name__)
 
@@ -27,9 +27,15 @@ class Scheduler:
     def __init__(self, store: Store, config: ScheduleConfig) -> None:
         self._store = store
         self._config = config
-        self._scheduler = AsyncIOScheduler(job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": 60})
+        self._scheduler = AsyncIOScheduler(
+            job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": 60}
+        )
         if config.interval_s:
-            self._add(lambda: self._queue("interval", f"every {config.interval_s:g} s"), IntervalTrigger(seconds=config.interval_s), "interval")
+            self._add(
+                lambda: self._queue("interval", f"every {config.interval_s:g} s"),
+                IntervalTrigger(seconds=config.interval_s),
+                "interval",
+            )
         if config.cron:
             self._add(lambda: self._queue("cron", config.cron), CronTrigger.from_crontab(config.cron), "cron")
         if config.min_new_seeds:

@@ -7,6 +7,7 @@ Owns the SQL of `requests`, `messages` and `feedback` on the learner's side (rea
 from __future__ import annotations
 
 import json
+import sqlite3
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +34,8 @@ class LoggedRequest:
     """sha256 of the pictures of that turn."""
     num_user_turns: int
     num_tool_errors: int
+    is_unfinished: bool
+    """A task that ended at a limit, without an answer."""
     good: bool | None
     """The latest thumb, if there is one."""
     score: float | None
@@ -73,14 +76,16 @@ class TaskRow:
 def trainable_requests(store: Store, limit: int) -> list[LoggedRequest]:
     """The newest `limit` answered requests that may be learned from, newest first."""
     rows = store.query(
-        "SELECT r.id, r.session_id, r.num_tool_errors, "
+        "SELECT r.id, r.session_id, r.num_tool_errors, r.outcome, "
         " (SELECT f.good FROM feedback f WHERE f.response_id = r.id AND f.good IS NOT NULL "
         "  ORDER BY f.created_at DESC LIMIT 1) AS good, "
         " (SELECT f.score FROM feedback f WHERE f.response_id = r.id AND f.score IS NOT NULL "
         "  ORDER BY f.created_at DESC LIMIT 1) AS score, "
-        " (SELECT json_group_array(json(m.parts)) FROM messages m "
-        "  WHERE m.response_id = r.id AND m.role = 'user' AND m.sampled = 0 ORDER BY m.position) AS turns "
-        "FROM requests r WHERE r.policy = 'train' AND r.outcome IN ('', 'OK') ORDER BY r.created_at DESC, r.id DESC LIMIT ?",
+        " (SELECT json_group_array(json(u.parts)) FROM "
+        "  (SELECT m.parts FROM messages m WHERE m.response_id = r.id AND m.role = 'user' AND m.sampled = 0 "
+        "   ORDER BY m.position) u) AS turns "
+        "FROM requests r WHERE r.policy = 'train' AND r.status = 'OK' "
+        "ORDER BY r.created_at DESC, r.id DESC LIMIT ?",
         (limit,),
     )
     return [_logged(row) for row in rows]
@@ -103,7 +108,8 @@ def insert_seeds(store: Store, cycle_id: str, seeds: Sequence[Seed]) -> None:
 def seeds_of(store: Store, cycle_id: str) -> list[Seed]:
     """The cycle's seeds in their order."""
     rows = store.query(
-        "SELECT s.response_id AS id, s.why, '' AS session_id, 0 AS num_tool_errors, NULL AS good, NULL AS score, "
+        "SELECT s.response_id AS id, s.why, '' AS session_id, 0 AS num_tool_errors, '' AS outcome, "
+        " NULL AS good, NULL AS score, "
         " (SELECT json_group_array(json(m.parts)) FROM messages m "
         "  WHERE m.response_id = s.response_id AND m.role = 'user' AND m.sampled = 0) AS turns "
         "FROM cycle_seeds s WHERE s.cycle_id = ? ORDER BY s.position",
@@ -113,22 +119,23 @@ def seeds_of(store: Store, cycle_id: str) -> list[Seed]:
     return [Seed(request.response_id, request.prompt, request.images, why) for request, why in logged]
 
 
-def insert_task(store: Store, cycle_id: str, slot: int, task: TaskRow, attempts: Sequence[Attempt], seeds: Sequence[Seed]) -> None:
+def insert_task(
+    db: sqlite3.Connection, cycle_id: str, task: TaskRow, attempts: Sequence[Attempt], seeds: Sequence[Seed]
+) -> None:
     """Write a finished slot, with every answer that the writer gave for it."""
-    with store.transaction() as db:
-        db.execute(
-            "INSERT INTO tasks (id, cycle_id, slot, prompt, images, state, raw, tokens, created_at) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                task.id, cycle_id, slot, task.prompt, canonical_json(list(task.images)), task.state,
-                canonical_json([{"text": a.text, "verdict": a.verdict} for a in attempts]),
-                sum(a.tokens for a in attempts), time.time(),
-            ),
-        )  # fmt: skip
-        db.executemany(
-            "INSERT INTO task_seeds (task_id, response_id) VALUES (?, ?)",
-            [(task.id, seed.response_id) for seed in seeds],
-        )
+    db.execute(
+        "INSERT INTO tasks (id, cycle_id, slot, prompt, images, state, raw, tokens, created_at) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            task.id, cycle_id, task.slot, task.prompt, canonical_json(list(task.images)), task.state,
+            canonical_json([{"text": a.text, "verdict": a.verdict} for a in attempts]),
+            sum(a.tokens for a in attempts), time.time(),
+        ),
+    )  # fmt: skip
+    db.executemany(
+        "INSERT INTO task_seeds (task_id, response_id) VALUES (?, ?)",
+        [(task.id, seed.response_id) for seed in seeds],
+    )
 
 
 def tasks_of(store: Store, cycle_id: str) -> list[TaskRow]:
@@ -182,6 +189,7 @@ def _logged(row: Mapping[str, Any]) -> LoggedRequest:
         images=first.images if first else (),
         num_user_turns=len(turns),
         num_tool_errors=row["num_tool_errors"],
+        is_unfinished=row["outcome"] not in ("", "answered"),
         good=None if row["good"] is None else bool(row["good"]),
         score=row["score"],
     )

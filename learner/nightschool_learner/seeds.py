@@ -14,12 +14,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from nightschool_server.practice_config import SeedsConfig
+
 from nightschool_learner import seed_records
 from nightschool_learner.errors import NothingToLearnError
 from nightschool_learner.screening import HeldOut, TaskKey, held_out_of, task_key
 from nightschool_learner.seed_records import LoggedRequest, Seed
 from nightschool_learner.stages import Cycle, Ending
-from nightschool_server.practice_config import SeedsConfig
 
 
 @dataclass(frozen=True)
@@ -31,15 +32,15 @@ class Chosen:
 
 
 def why_interesting(request: LoggedRequest) -> str:
-    """`feedback` (a thumb down or a low score), `tool_error`, or `traffic`."""
+    """`feedback` (a thumb down or a low score), `tool_error`, `unfinished`, or `traffic`."""
     if request.good is False or (request.score is not None and request.score < 0.5):
         return "feedback"
     if request.num_tool_errors:
         return "tool_error"
-    return "traffic"
+    return "unfinished" if request.is_unfinished else "traffic"
 
 
-_ORDER = ("feedback", "tool_error", "traffic")
+_ORDER = ("feedback", "tool_error", "unfinished", "traffic")
 
 
 def choose_seeds(requests: Sequence[LoggedRequest], held_out: HeldOut, config: SeedsConfig) -> Chosen:

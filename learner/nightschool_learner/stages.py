@@ -23,8 +23,8 @@ from nightschool_learner.errors import CycleCancelledError
 if TYPE_CHECKING:
     from nightschool import AsyncClient
     from nightschool_server.app import App
-    from nightschool_server.learner_config import LearnerConfig
     from nightschool_server.home import Home
+    from nightschool_server.learner_config import LearnerConfig
     from nightschool_server.store import Store
 
 STAGE_NAMES = ("seeds", "synthesize", "explore", "critique", "pairs", "train", "evaluate", "promote")
@@ -45,18 +45,13 @@ class Ending:
     """One sentence for the operator, with the numbers that decided."""
 
 
-class ProgressSink(Protocol):
-    """Where progress goes: the `stages` row of the cycle."""
-
-    def __call__(self, name: str, num_done: int, num_total: int, counts: Mapping[str, int], message: str) -> None: ...
-
-
 @dataclass
 class Progress:
     """Counts of one stage on their way to its row. Cheap to call for every unit."""
 
     name: str
-    sink: ProgressSink
+    sink: Callable[[Progress], None]
+    """Writes the stage's row."""
     num_done: int = 0
     num_total: int = 0
     """0 while unknown."""
@@ -90,7 +85,7 @@ class Progress:
     def flush(self) -> None:
         """Write the row now."""
         self._written_at = time.monotonic()
-        self.sink(self.name, self.num_done, self.num_total, self.counts, self.message)
+        self.sink(self)
 
 
 @dataclass(frozen=True)

@@ -10,22 +10,24 @@ Deviation from SPORT: no image retrieval; a task about a picture reuses the pict
 
 from __future__ import annotations
 
-import asyncio
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+
+from nightschool_server.chat import ToolSpec
+from nightschool_server.engine import Prompt, Sampling
+from nightschool_server.errors import ContextOverflowError
+from nightschool_server.practice_config import SynthesizeConfig
 
 from nightschool_learner import seed_records
 from nightschool_learner.errors import NothingToLearnError
 from nightschool_learner.parallel import for_each
 from nightschool_learner.prompts import SeedView, WrittenTask, parse_written_task, writer_messages
-from nightschool_learner.sampling import Sampler, derive_seed
+from nightschool_learner.sampling import PracticeSampler, derive_seed
 from nightschool_learner.screening import HeldOut, TaskKey, held_out_of, task_key
 from nightschool_learner.seed_records import KEPT, Attempt, Seed, TaskRow
 from nightschool_learner.stages import Cycle, Ending
-from nightschool_server.chat import ToolSpec
-from nightschool_server.practice_config import SynthesizeConfig
-from nightschool_server.engine import Sampling
+from nightschool_learner.writer import Writer
 
 
 @dataclass
@@ -57,26 +59,24 @@ class Screen:
 
 
 @dataclass(frozen=True)
-class Writer:
+class Author:
     """Fills slots: what the model is asked, and what becomes of its answers."""
 
-    cycle_id: str
     cycle_seed: int
     config: SynthesizeConfig
     tools: tuple[ToolSpec, ...]
     seeds: Sequence[Seed]
     screen: Screen
-    sampler: Sampler
+    sampler: PracticeSampler
     adapter: str
-    num_tokens: Mapping[str, int] = field(default_factory=dict)
 
     async def fill(self, slot: int) -> tuple[TaskRow, list[Attempt], list[Seed]]:
         """Write the task of one slot."""
         examples = self.examples(slot)
         views = [SeedView(seed.prompt, seed.images) for seed in examples]
-        messages = writer_messages(self.tools, views)
+        prompt = Prompt(writer_messages(self.tools, views))
         attempts: list[Attempt] = []
-        prompt, images = "", tuple[str, ...]()
+        text, images = "", tuple[str, ...]()
         for attempt in range(self.config.max_attempts):
             sampling = Sampling(
                 max_tokens=self.config.max_tokens,
@@ -84,22 +84,24 @@ class Writer:
                 top_p=self.config.top_p,
                 seed=derive_seed(self.cycle_seed, "write", slot, attempt),
             )
-            reply = await self.sampler.sample(messages, (), sampling, adapter=self.adapter)
-            answer = reply.answers[0]
-            prompt, images, verdict = self._read(answer.text, views, examples)
+            try:
+                samples = await self.sampler.sample(prompt, sampling, adapter=self.adapter)
+            except ContextOverflowError as error:
+                attempts.append(Attempt(str(error), "overflow", 0))
+                break
+            answer = samples.answers[0]
+            text, images, verdict = self._read(answer.text, views, examples)
             attempts.append(Attempt(answer.text, verdict, len(answer.token_ids)))
             if verdict == KEPT:
                 break
-        return seed_records.new_task(slot, prompt, images, attempts[-1].verdict), attempts, examples
+        return seed_records.new_task(slot, text, images, attempts[-1].verdict), attempts, examples
 
     def examples(self, slot: int) -> list[Seed]:
         """The seeds that slot `slot` is written from."""
         rng = random.Random(derive_seed(self.cycle_seed, "examples", slot))
         return rng.sample(self.seeds, min(self.config.num_examples, len(self.seeds)))
 
-    def _read(
-        self, text: str, views: Sequence[SeedView], examples: Sequence[Seed]
-    ) -> tuple[str, tuple[str, ...], str]:
+    def _read(self, text: str, views: Sequence[SeedView], examples: Sequence[Seed]) -> tuple[str, tuple[str, ...], str]:
         try:
             written = parse_written_task(text, views)
         except ValueError:
@@ -118,23 +120,25 @@ class SynthesizeStage:
         done = {task.slot: task for task in seed_records.tasks_of(cycle.store, cycle.id)}
         progress.begin(config.num_tasks, len(done), seed_records.writer_counts(cycle.store, cycle.id))
         screen = Screen(config, held_out_of(cycle.app), known_tasks(cycle, done.values()))
-        writer = Writer(
-            cycle_id=cycle.id,
+        author = Author(
             cycle_seed=cycle.seed,
             config=config,
             tools=cycle.app.specs,
             seeds=seed_records.seeds_of(cycle.store, cycle.id),
             screen=screen,
-            sampler=Sampler(cycle),
+            sampler=PracticeSampler(cycle),
             adapter=cycle.adapter_of(config.adapter),
         )
 
-        async def fill(slot: int) -> None:
-            task, attempts, examples = await writer.fill(slot)
-            seed_records.insert_task(cycle.store, cycle.id, slot, task, attempts, examples)
-            progress.advance(**seed_records.attempt_counts(attempts))
+        async with Writer(cycle.store) as writer:
 
-        await for_each(cycle, [slot for slot in range(config.num_tasks) if slot not in done], fill, config.concurrency)
+            async def fill(slot: int) -> None:
+                task, attempts, examples = await author.fill(slot)
+                await writer.write(lambda db: seed_records.insert_task(db, cycle.id, task, attempts, examples))
+                progress.advance(**seed_records.attempt_counts(attempts))
+
+            left = [slot for slot in range(config.num_tasks) if slot not in done]
+            await for_each(cycle, left, fill, config.concurrency)
         num_kept = sum(task.state == KEPT for task in seed_records.tasks_of(cycle.store, cycle.id))
         if num_kept < config.min_tasks:
             raise NothingToLearnError(
@@ -144,7 +148,7 @@ class SynthesizeStage:
         return None
 
 
-def known_tasks(cycle: Cycle, done: Sequence[TaskRow]) -> set[TaskKey]:
+def known_tasks(cycle: Cycle, done: Collection[TaskRow]) -> set[TaskKey]:
     """Keys of the tasks kept by this cycle so far and by every other one."""
     known = {task_key(task.prompt, task.images) for task in done if task.state == KEPT}
     others = seed_records.tasks_of_other_cycles(cycle.store, cycle.id)

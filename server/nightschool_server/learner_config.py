@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from nightschool_server.errors import ConfigError
 from nightschool_server.practice_config import (
     CriticConfig,
     ExploreConfig,
@@ -50,32 +48,12 @@ class LearnerConfig(BaseModel):
 
 
 def with_overrides(config: LearnerConfig, overrides: Sequence[str]) -> LearnerConfig:
-    """`config` with `section.key=value` overrides, e.g. `explore.num_candidates=3`; values as in TOML.
+    """`config` with a cycle's `key=value` overrides, e.g. `explore.num_candidates=3`; keys may begin with `learner.`.
 
-    Raises ConfigError naming the override, its fault and the rule.
+    Raises ConfigError naming the override, its fault and the nearest key.
     """
-    values = config.model_dump()
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        *sections, name = key.strip().removeprefix("learner.").split(".")
-        place: Any = values
-        for section in sections:
-            place = place.get(section) if isinstance(place, dict) else None
-        if not equals or not isinstance(place, dict) or name not in place or isinstance(place[name], dict):
-            raise ConfigError(
-                f"override {override!r} is not key=value with a key of [learner], e.g. explore.num_candidates=3"
-            )
-        place[name] = _value(text.strip())
-    try:
-        return LearnerConfig.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "learner"
-        raise ConfigError(f"override of {where}: {first['msg']}; got {first['input']!r}") from error
+    from nightschool_server.config import Config, apply_overrides  # config.py imports this module
 
-
-def _value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
+    prefix = "learner."
+    keyed = [prefix + override.strip().removeprefix(prefix) for override in overrides]
+    return apply_overrides(Config(learner=config), keyed).learner

@@ -88,6 +88,8 @@ class ExploreConfig(_Section):
     """Steps of a rollout. 0 takes the application's."""
     concurrency: Positive = 24
     """Rollouts in flight."""
+    num_tool_workers: Positive = 2
+    """Processes that run tools for them."""
 
 
 class EndpointConfig(_Section):

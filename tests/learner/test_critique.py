@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-
 from nightschool_learner.critique import Choice, Contender, Verdict, choose, in_both_orders, margin_over
 
 MARGIN = 1.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from nightschool_learner.screening import HeldOut, task_key
 
 LONG = "a b c d e f g h i j k l m n o p"

@@ -1,0 +1,151 @@
+"""Exploration: a rollout for every kept task, many at once, each step of each chosen among n candidates.
+
+Owns the two stages `explore` and `critique`, which advance together, and how a rollout starts, resumes and
+ends. A step of a rollout is `practice.py`'s.
+
+Deviations from SPORT: every candidate runs in a fork of the state of its own; equal actions are one candidate;
+facts decide before the critic; the critic is asked in both orders and may abstain.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from pathlib import Path
+
+from nightschool_server.agent import run_episode
+from nightschool_server.app import App
+from nightschool_server.chat import system, user
+from nightschool_server.episode import Episode, Limits
+from nightschool_server.errors import InvalidRequestError
+from nightschool_server.executors import WorkerExecutor
+from nightschool_server.ids import new_id
+from nightschool_server.practice_config import ExploreConfig
+from nightschool_server.store import Store
+from nightschool_server.tool_state import ToolState
+from nightschool_server.tool_workers import ToolWorkers
+from nightschool_server.tools import PRACTICE_EFFECTS
+
+from nightschool_learner import practice_records, records, seed_records
+from nightschool_learner.critics import make_critic
+from nightschool_learner.critique import Contender, Verdict, choose
+from nightschool_learner.errors import NothingToLearnError
+from nightschool_learner.parallel import for_each
+from nightschool_learner.practice import Practice, PracticeActor, RefusedPickError
+from nightschool_learner.practice_records import RolloutRow, Verdicts
+from nightschool_learner.sampling import PracticeSampler
+from nightschool_learner.seed_records import KEPT, TaskRow
+from nightschool_learner.stages import Cycle, Ending
+from nightschool_learner.writer import Writer
+
+NO_TIME_LIMIT_S = 7 * 24 * 3600.0
+"""A rollout waits for live requests, for a server that is away, for a paused learner: its wall time says nothing."""
+
+
+class ExploreStage:
+    """Practises every kept task."""
+
+    name = "explore"
+
+    async def run(self, cycle: Cycle) -> Ending | None:
+        tasks = [task for task in seed_records.tasks_of(cycle.store, cycle.id) if task.state == KEPT]
+        rollouts = practice_records.rollouts_of(cycle.store, cycle.id)
+        ended = {task_id for task_id, rollout in rollouts.items() if rollout.state != "running"}
+        records.start_stage(cycle.store, cycle.id, CritiqueStage.name)
+        explored, compared = cycle.progress(self.name), cycle.progress(CritiqueStage.name)
+        counts = practice_records.explore_counts(cycle.store, cycle.id)
+        # Tokens of samples that merged into another candidate are in no row: the last count that was shown goes on.
+        counts["tokens"] = records.stage_counts(cycle.store, cycle.id, self.name).get("tokens", 0)
+        explored.begin(len(tasks), len(ended), counts)
+        num_compared = practice_records.num_critiques(cycle.store, cycle.id)
+        compared.begin(0, num_compared, await critique_counts(cycle.store, cycle.id, cycle.config.critic.margin_nats))
+
+        workspaces = cycle.folder / "workspaces"
+        shutil.rmtree(workspaces, ignore_errors=True)
+        num_workers = cycle.config.explore.num_tool_workers
+        async with Writer(cycle.store) as writer, await ToolWorkers.start(cycle.app_ref, num_workers) as workers:
+            sampler = PracticeSampler(cycle)
+            practice = Practice(
+                cycle_seed=cycle.seed,
+                adapter=cycle.incumbent,
+                config=cycle.config.explore,
+                margin_nats=cycle.config.critic.margin_nats,
+                store=cycle.store,
+                writer=writer,
+                sampler=sampler,
+                critic=make_critic(cycle, sampler),
+                executor=WorkerExecutor(cycle.app, workers, PRACTICE_EFFECTS),
+                explored=explored,
+                compared=compared,
+            )
+
+            async def practise(task: TaskRow) -> None:
+                await _rollout(practice, cycle, task, rollouts.get(task.id), workspaces)
+
+            left = [task for task in tasks if task.id not in ended]
+            await for_each(cycle, left, practise, cycle.config.explore.concurrency)
+        if not practice_records.num_steps_with_choice(cycle.store, cycle.id):
+            raise NothingToLearnError(
+                f"in {len(tasks)} rollouts no step had two different actions: the model repeats itself; "
+                "raise learner.explore.hot_temperature or num_candidates"
+            )
+        return None
+
+
+class CritiqueStage:
+    """Closes the row that explore filled: by then every comparison has been made."""
+
+    name = "critique"
+
+    async def run(self, cycle: Cycle) -> Ending | None:
+        num_compared = practice_records.num_critiques(cycle.store, cycle.id)
+        counts = await critique_counts(cycle.store, cycle.id, cycle.config.critic.margin_nats)
+        cycle.progress(self.name).begin(num_compared, num_compared, counts)
+        return None
+
+
+async def critique_counts(store: Store, cycle_id: str, margin_nats: float) -> dict[str, int]:
+    """Verdicts by position and abstentions by reason, recomputed from the rows."""
+    counts = practice_records.critique_counts(store, cycle_id)
+    for step in practice_records.steps_picked_by(store, cycle_id, ("fallback",)):
+        contenders = [Contender(c.position, c.num_samples, c.logprob, bool(c.failure)) for c in step.candidates]
+
+        async def recorded(first: int, second: int, verdicts: Verdicts = step.verdicts) -> Verdict:
+            return verdicts[first, second]
+
+        choice = await choose(contenders, recorded, margin_nats)
+        counts[f"abstained_{choice.abstention}"] = counts.get(f"abstained_{choice.abstention}", 0) + 1
+    return counts
+
+
+async def _rollout(practice: Practice, cycle: Cycle, task: TaskRow, known: RolloutRow | None, workspaces: Path) -> None:
+    """Run or resume the rollout of one task, to its end."""
+    rollout = known or RolloutRow(new_id("roll"), task.id, "running")
+    if known is None:
+        await practice.writer.write(lambda db: practice_records.start_rollout(db, cycle.id, rollout, practice.adapter))
+    root = workspaces / rollout.id
+    state, outcome, answer = "done", "", ""
+    try:
+        episode = first_episode(cycle.app, task, root, practice.config)
+        result = await run_episode(episode, PracticeActor(practice, task, rollout.id))
+        outcome, answer = result.outcome, result.answer
+    except RefusedPickError:
+        outcome = "refused"
+    except InvalidRequestError as error:  # the boundary of a rollout: a task that the engine will not take
+        state, outcome = "failed", f"invalid_{error.field}"
+    finally:
+        await asyncio.to_thread(shutil.rmtree, root, ignore_errors=True)
+    await practice.writer.write(lambda db: practice_records.end_rollout(db, rollout.id, state, outcome, answer))
+    practice.explored.advance(1, **{outcome: 1})
+
+
+def first_episode(app: App, task: TaskRow, root: Path, config: ExploreConfig) -> Episode:
+    """The episode in which a task begins, as a live one would."""
+    head = (system(app.system_prompt),) if app.system_prompt else ()
+    limits = Limits(
+        max_steps=config.max_steps or app.max_steps,
+        max_step_tokens=config.max_tokens,
+        max_tokens=config.max_tokens * (config.max_steps or app.max_steps),
+        max_time_s=NO_TIME_LIMIT_S,
+    )
+    return Episode((*head, user(task.prompt, task.images)), ToolState.initial(app, root), limits)

@@ -1,0 +1,237 @@
+"""One step of practice: n candidates, each run in a fork of the tool state, and the one that goes on.
+
+Owns `PracticeActor`, the agent loop's `Actor` in practice. The loop itself is `agent.run_episode`; which tasks
+are practised, and how many at once, is `explore.py`'s. Every finished part of a step is a row before the next
+part begins, and a step that is in the rows is replayed from them: nothing is sampled or compared twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nightschool_server.agent import execute
+from nightschool_server.chat import Message, ToolResult, messages_to_json
+from nightschool_server.engine import Prompt, Sampling
+from nightschool_server.episode import Episode, Execution, Step, Usage
+from nightschool_server.executors import ToolExecutor
+from nightschool_server.ids import new_id
+from nightschool_server.practice_config import ExploreConfig
+from nightschool_server.store import Store
+from nightschool_server.tool_state import ToolState
+
+from nightschool_learner import practice_records
+from nightschool_learner.actions import Action, merge
+from nightschool_learner.critique import Choice, Contender, Context, Critic, Verdict, choose
+from nightschool_learner.practice_records import REFUSED, CandidateRow, StepRow
+from nightschool_learner.prompts import CandidateView
+from nightschool_learner.sampling import PracticeSampler, Sample, derive_seed
+from nightschool_learner.seed_records import TaskRow
+from nightschool_learner.stages import Progress
+from nightschool_learner.writer import Writer
+
+
+class RefusedPickError(Exception):
+    """The step goes on with a tool that practice may not run: the rollout ends here."""
+
+
+@dataclass(frozen=True)
+class Practice:
+    """What every rollout of a cycle shares."""
+
+    cycle_seed: int
+    adapter: str
+    config: ExploreConfig
+    margin_nats: float
+    store: Store
+    writer: Writer
+    sampler: PracticeSampler
+    critic: Critic
+    executor: ToolExecutor
+    explored: Progress
+    compared: Progress
+
+
+class PracticeActor:
+    """Takes the steps of one rollout."""
+
+    def __init__(self, practice: Practice, task: TaskRow, rollout_id: str) -> None:
+        self._practice = practice
+        self._task = task
+        self._rollout_id = rollout_id
+        self._recorded = practice_records.steps_of(practice.store, rollout_id)
+        self._num_before = 0
+        """Messages in front of what the rollout added."""
+
+    async def act(self, episode: Episode) -> Step:
+        """Sample, run and choose; the episode continues from the pick. See `agent.Actor`."""
+        self._num_before = self._num_before or len(episode.messages)
+        position = len(episode.steps)
+        step = await self._replayable(episode, position)
+        executions: dict[int, Execution] = {}
+        if step is None:
+            step, candidates, executions = await self._sample_step(episode, position)
+        else:
+            candidates = practice_records.candidates_of(self._practice.store, step.id)
+        picked = candidates[step.picked if step.picked is not None else await self._pick(episode, step, candidates)]
+        await self._drop_losers(executions, picked.position)
+        if picked.failure == REFUSED:
+            raise RefusedPickError(picked.text)
+        execution = executions.get(picked.position) or await self._run(
+            picked.text, episode, cut=picked.failure == "budget"
+        )
+        usage = Usage(completion_tokens=len(picked.token_ids))
+        return Step(picked.text, execution, picked.token_ids, usage=usage)
+
+    async def _replayable(self, episode: Episode, position: int) -> StepRow | None:
+        """The recorded step at `position`, unless the conversation has come to differ from the recorded one."""
+        if position >= len(self._recorded):
+            return None
+        step = self._recorded[position]
+        if step.history == messages_to_json(episode.messages):
+            return step
+        # A tool gave back something else than before the restart: what was recorded from here on is of another world.
+        self._recorded = self._recorded[:position]
+        await self._practice.writer.write(lambda db: practice_records.drop_steps(db, self._rollout_id, position))
+        return None
+
+    async def _sample_step(
+        self, episode: Episode, position: int
+    ) -> tuple[StepRow, list[CandidateRow], dict[int, Execution]]:
+        samples = await self._samples(episode, position)
+        actions = merge(samples)
+        executions = dict(enumerate(await asyncio.gather(*(self._run_action(action, episode) for action in actions))))
+        history = messages_to_json(episode.messages)
+        step = StepRow(new_id("step"), self._rollout_id, position, history, None, "")
+        candidates = [_candidate(step.id, i, action, executions[i]) for i, action in enumerate(actions)]
+        await self._practice.writer.write(lambda db: practice_records.insert_step(db, step, candidates))
+        self._practice.explored.advance(
+            0,
+            samples=len(samples),
+            tokens=sum(len(sample.token_ids) for sample in samples),
+            distinct_actions=len(actions),
+            **Counter(f"failed_{c.failure}" for c in candidates if c.failure),
+        )
+        return step, candidates, executions
+
+    async def _samples(self, episode: Episode, position: int) -> list[Sample]:
+        """One cold sample, then the hot ones; the hot ones in one call, so that they share a prefill."""
+        config = self._practice.config
+        cold = self._sampling(config.cold_temperature, 1, episode, position, "cold")
+        calls = [self._call(episode, cold)]
+        if config.num_candidates > 1:
+            hot = self._sampling(config.hot_temperature, config.num_candidates - 1, episode, position, "hot")
+            calls.append(self._call(episode, hot))
+        return [sample for answers in await asyncio.gather(*calls) for sample in answers]
+
+    def _sampling(self, temperature: float, n: int, episode: Episode, position: int, kind: str) -> Sampling:
+        return Sampling(
+            max_tokens=episode.num_step_tokens,
+            temperature=temperature,
+            top_p=self._practice.config.top_p,
+            n=n,
+            seed=derive_seed(self._practice.cycle_seed, "step", self._task.slot, position, kind),
+        )
+
+    async def _call(self, episode: Episode, sampling: Sampling) -> tuple[Sample, ...]:
+        prompt = Prompt(episode.messages, self._practice.executor.tools, episode.images)
+        return (await self._practice.sampler.sample(prompt, sampling, adapter=self._practice.adapter)).answers
+
+    async def _run_action(self, action: Action, episode: Episode) -> Execution:
+        return await self._run(action.sample.text, episode, cut=action.sample.finish_reason == "length")
+
+    async def _run(self, text: str, episode: Episode, *, cut: bool) -> Execution:
+        """Execute a candidate in a fork of the state of its own."""
+        fork = await _fork(episode.state)
+        return await execute(
+            text,
+            fork,
+            self._practice.executor,
+            finish_reason="length" if cut else "stop",
+            max_calls=episode.limits.max_calls,
+        )
+
+    async def _pick(self, episode: Episode, step: StepRow, candidates: Sequence[CandidateRow]) -> int:
+        """Choose, write the choice, and count it. Returns the position of the pick."""
+        practice = self._practice
+        contenders = [Contender(c.position, c.num_samples, c.logprob, bool(c.failure)) for c in candidates]
+        compare = self._comparer(episode, step, candidates)
+        choice = await choose(contenders, compare, practice.margin_nats)
+        await practice.writer.write(lambda db: practice_records.pick(db, step.id, choice))
+        self._count(choice, candidates)
+        return choice.picked
+
+    def _comparer(self, episode: Episode, step: StepRow, candidates: Sequence[CandidateRow]) -> Comparer:
+        history = episode.messages[self._num_before :]
+        context = Context(self._task.prompt, self._task.images, history)
+        views = {c.position: CandidateView(c.text, c.observation) for c in candidates}
+        return Comparer(
+            self._practice, step.id, context, views, practice_records.verdicts_of(self._practice.store, step.id)
+        )
+
+    def _count(self, choice: Choice, candidates: Sequence[CandidateRow]) -> None:
+        agreeing = next(c.num_samples for c in candidates if c.position == choice.picked)
+        self._practice.explored.advance(0, **{f"picked_by_{choice.picked_by}": 1, "samples_agreeing": agreeing})
+        if choice.abstention:
+            self._practice.compared.advance(0, **{f"abstained_{choice.abstention}": 1})
+
+    async def _drop_losers(self, executions: dict[int, Execution], picked: int) -> None:
+        losers = [e.state for position, e in executions.items() if position != picked and e.state.workspace is not None]
+        for state in losers:
+            await asyncio.to_thread(state.discard)
+
+
+class Comparer:
+    """The critic on one step, behind the rows: a comparison that is there is never paid for again."""
+
+    def __init__(
+        self,
+        practice: Practice,
+        step_id: str,
+        context: Context,
+        views: dict[int, CandidateView],
+        verdicts: practice_records.Verdicts,
+    ) -> None:
+        self._practice = practice
+        self._step_id = step_id
+        self._context = context
+        self._views = views
+        self._verdicts = verdicts
+
+    async def __call__(self, first: int, second: int) -> Verdict:
+        known = self._verdicts.get((first, second))
+        if known is not None:
+            return known
+        practice, step_id = self._practice, self._step_id
+        verdict = await practice.critic.compare(self._context, self._views[first], self._views[second])
+        await practice.writer.write(lambda db: practice_records.insert_critique(db, step_id, first, second, verdict))
+        self._verdicts[first, second] = verdict
+        practice.compared.advance(1, **{f"verdict_{verdict.winner}": 1, "prompt_tokens": verdict.prompt_tokens})
+        return verdict
+
+
+def observation_of(messages: Sequence[Message]) -> str:
+    """What the tools gave back, as the critic reads it."""
+    return "\n".join(part.content for message in messages for part in message.parts if isinstance(part, ToolResult))
+
+
+def _candidate(step_id: str, position: int, action: Action, execution: Execution) -> CandidateRow:
+    return CandidateRow(
+        id=new_id("cand"),
+        step_id=step_id,
+        position=position,
+        text=action.sample.text,
+        token_ids=action.sample.token_ids,
+        logprob=action.sample.logprob,
+        num_samples=action.num_samples,
+        observation=observation_of(execution.observations),
+        failure=execution.failure,
+        final=execution.final,
+    )
+
+
+async def _fork(state: ToolState) -> ToolState:
+    # Copying files is slow enough to hold up every other rollout.
+    return state.fork() if state.workspace is None else await asyncio.to_thread(state.fork)
