@@ -40,7 +40,7 @@ def schema_of(hint: Any) -> dict[str, Any]:
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return _schema_of_fields(typing.get_type_hints(hint), _required_fields(hint))
     if typing.is_typeddict(hint):
-        return _schema_of_fields(typing.get_type_hints(hint), sorted(hint.__required_keys__))
+        return _schema_of_fields(typing.get_type_hints(hint), _required_keys(hint))
     raise TypeError(
         f"{hint!r} has no JSON Schema: use str, int, float, bool, list, dict, Literal, Optional, "
         "a dataclass or a TypedDict"
@@ -83,6 +83,9 @@ def convert(value: Any, hint: Any) -> Any:
     if dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, dict):
         fields = typing.get_type_hints(hint)
         return hint(**{key: convert(item, fields.get(key, Any)) for key, item in value.items()})
+    if typing.is_typeddict(hint) and isinstance(value, dict):
+        fields = typing.get_type_hints(hint)
+        return {key: convert(item, fields.get(key, Any)) for key, item in value.items()}
     return value
 
 
@@ -122,13 +125,15 @@ def _schema_of_dict(args: tuple[Any, ...]) -> dict[str, Any]:
 
 
 def _schema_of_fields(hints: Mapping[str, Any], required: list[str]) -> dict[str, Any]:
-    properties = {name: schema_of(_without_markers(hint)) for name, hint in hints.items()}
+    properties = {name: schema_of(hint) for name, hint in hints.items()}
     return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
 
 
-def _without_markers(hint: Any) -> Any:
-    marked = typing.get_origin(hint) in (typing.Required, typing.NotRequired)
-    return typing.get_args(hint)[0] if marked else hint
+def _required_keys(cls: Any) -> list[str]:
+    # `__required_keys__` does not see the markers of annotations that are kept as text.
+    marks = {key: typing.get_origin(hint) for key, hint in typing.get_type_hints(cls, include_extras=True).items()}
+    needed = {key for key in cls.__required_keys__ if marks[key] is not typing.NotRequired}
+    return sorted(needed | {key for key, mark in marks.items() if mark is typing.Required})
 
 
 def _required_fields(cls: Any) -> list[str]:

@@ -68,11 +68,12 @@ class ToolWorkers:
         """Spawn the workers and import the application in each. Raises AppError where that fails."""
         assert num_workers >= 1
         workers = cls(app_ref, num_workers, max_output_chars)
-        try:
-            await asyncio.gather(*(worker.start() for worker in workers._workers))
-        except BaseException:
+        # All are waited for, so that none is still starting when the others are stopped.
+        starts = (worker.start() for worker in workers._workers)
+        failed = [error for error in await asyncio.gather(*starts, return_exceptions=True) if error is not None]
+        if failed:
             await workers.close()
-            raise
+            raise failed[0]
         for worker in workers._workers:
             workers._idle.put_nowait(worker)
         return workers
@@ -135,20 +136,47 @@ class ToolWorkers:
         return reply, replace(state, workspace=workspace)
 
 
+class _Peer:
+    """The server's end of the socket to a worker: frames out, frames in."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    def send(self, value: dict[str, Any]) -> None:
+        """Put a frame on its way; one that a dead worker cannot take is dropped."""
+        self._writer.write(frame(value))
+
+    async def receive(self) -> dict[str, Any] | None:
+        """The next frame; None where the worker is gone or writes what is not one."""
+        try:
+            size = int.from_bytes(await self._reader.readexactly(4), "big")
+            if size > MAX_FRAME_BYTES:
+                return None
+            return cast(dict[str, Any], json.loads(await self._reader.readexactly(size)))
+        except (asyncio.IncompleteReadError, ConnectionError, ValueError):
+            return None
+
+    async def close(self) -> None:
+        """Close the socket and give its descriptor back."""
+        self._writer.close()
+        with contextlib.suppress(ConnectionError):
+            await self._writer.wait_closed()
+
+
 class _Worker:
     """One worker process and the socket to it; started again on the next call after it died."""
 
     def __init__(self, app_ref: str) -> None:
         self._app_ref = app_ref
         self._process: asyncio.subprocess.Process | None = None
-        self._reader: asyncio.StreamReader
-        self._writer: asyncio.StreamWriter
+        self._peer: _Peer | None = None
 
     async def start(self) -> None:
         """Spawn the process and wait until it has imported the application. Raises AppError."""
         ours, theirs = socket.socketpair()
         try:
-            self._reader, self._writer = await asyncio.open_unix_connection(sock=ours)
+            self._peer = _Peer(*await asyncio.open_unix_connection(sock=ours))
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "nightschool_server.tool_process", str(theirs.fileno())),
                 stdin=asyncio.subprocess.DEVNULL,
@@ -157,9 +185,9 @@ class _Worker:
                 start_new_session=True,
             )
             theirs.close()
-            self._writer.write(frame({"app": self._app_ref, "path": _python_path()}))
+            self._peer.send({"app": self._app_ref, "path": _python_path()})
             async with asyncio.timeout(START_TIMEOUT_S):
-                reply = await self._receive()
+                reply = await self._peer.receive()
         except TimeoutError:
             reply = {"error": f"app {self._app_ref!r} was not imported within {START_TIMEOUT_S:g} s"}
         except BaseException:
@@ -178,9 +206,10 @@ class _Worker:
                 await self.start()
             except AppError as error:
                 return _failed("execution", f"the tool worker does not start: {error}")
-        self._writer.write(frame(call))
+        assert self._peer is not None
+        self._peer.send(call)
         # A task of its own, since a cancelled read would lose its place between two frames.
-        receiving = asyncio.create_task(self._receive())
+        receiving = asyncio.create_task(self._peer.receive())
         try:
             async with asyncio.timeout(timeout_s):
                 reply = await asyncio.shield(receiving)
@@ -199,8 +228,9 @@ class _Worker:
     async def stop(self) -> None:
         """End the process with what it runs, and wait until it is gone. Idempotent."""
         process, self._process = self._process, None
-        if hasattr(self, "_writer"):
-            self._writer.close()  # The worker kills its call and ends when it sees this.
+        peer, self._peer = self._peer, None
+        if peer is not None:
+            await peer.close()  # The worker kills its call and ends when it sees this.
         if process is None:
             return
         try:
@@ -213,7 +243,8 @@ class _Worker:
 
     async def _clear(self, receiving: asyncio.Task[dict[str, Any] | None]) -> None:
         """Have the worker kill its call, and wait until that is gone; failing that, end the worker."""
-        self._writer.write(frame({"kill": True}))
+        if self._peer is not None:
+            self._peer.send({"kill": True})
         try:
             async with asyncio.timeout(KILL_TIMEOUT_S):
                 if await receiving is not None:
@@ -221,15 +252,6 @@ class _Worker:
         except TimeoutError:
             logger.warning("tool_worker=stuck")
         await self.stop()
-
-    async def _receive(self) -> dict[str, Any] | None:
-        try:
-            size = int.from_bytes(await self._reader.readexactly(4), "big")
-            if size > MAX_FRAME_BYTES:
-                return None
-            return cast(dict[str, Any], json.loads(await self._reader.readexactly(size)))
-        except (asyncio.IncompleteReadError, ConnectionError, ValueError):
-            return None
 
     @staticmethod
     async def _uninterrupted(cleaning: Coroutine[Any, Any, None]) -> None:
