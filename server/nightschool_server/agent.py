@@ -9,7 +9,7 @@ state and continues from the pick. Owns the order of events and what malformed o
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Protocol
 
@@ -127,8 +127,8 @@ class LiveActor:
                 deltas.append(delta)
                 await self._on_event(TextDelta(delta))
         finally:
-            if isinstance(stream, AsyncGenerator):
-                await stream.aclose()
+            if (close := getattr(stream, "aclose", None)) is not None:
+                await close()
         text = "".join(delta.text for delta in deltas)
         execution = await execute(
             text,
