@@ -15,7 +15,7 @@ from nightschool_server.errors import ContextOverflowError
 
 from nightschool_learner.critique import Context, Critic, Verdict, Winner
 from nightschool_learner.prompts import FIRST, SECOND, CandidateView, critic_messages
-from nightschool_learner.sampling import PracticeSampler
+from nightschool_learner.sampling import AnswerSampler
 from nightschool_learner.stages import Cycle
 
 VERDICT_SAMPLING = Sampling(max_tokens=1, temperature=0.0, logprobs=True, top_logprobs=20)
@@ -28,7 +28,7 @@ _FLIPPED: dict[Winner, Winner] = {"first": "second", "second": "first", "invalid
 class ServedCritic:
     """Asks the served model, on a fixed adapter; the margin is read from the odds of the first token."""
 
-    sampler: PracticeSampler
+    sampler: AnswerSampler
     adapter: str
 
     async def compare(self, context: Context, first: CandidateView, second: CandidateView) -> Verdict:
@@ -67,7 +67,7 @@ def read_odds(text: str, top: Sequence[TopLogprob], prompt_tokens: int) -> Verdi
     return Verdict("first" if letter == FIRST else "second", margin, text, prompt_tokens)
 
 
-def make_critic(cycle: Cycle, sampler: PracticeSampler) -> Critic:
+def make_critic(cycle: Cycle, sampler: AnswerSampler) -> Critic:
     """The critic that the cycle's configuration names."""
     config = cycle.config.critic
     critic: Critic

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from nightschool_server.agent import run_episode
@@ -26,14 +28,14 @@ from nightschool_server.tool_state import ToolState
 from nightschool_server.tool_workers import ToolWorkers
 from nightschool_server.tools import PRACTICE_EFFECTS
 
-from nightschool_learner import practice_records, records, seed_records
+from nightschool_learner import practice_counts, practice_records, records, seed_records
 from nightschool_learner.critics import make_critic
-from nightschool_learner.critique import Contender, Verdict, choose
+from nightschool_learner.critique import Contender, Critic, Verdict, choose
 from nightschool_learner.errors import NothingToLearnError
 from nightschool_learner.parallel import for_each
 from nightschool_learner.practice import Practice, PracticeActor, RefusedPickError
 from nightschool_learner.practice_records import RolloutRow, Verdicts
-from nightschool_learner.sampling import PracticeSampler
+from nightschool_learner.sampling import AnswerSampler, PracticeSampler
 from nightschool_learner.seed_records import KEPT, TaskRow
 from nightschool_learner.stages import Cycle, Ending
 from nightschool_learner.writer import Writer
@@ -42,10 +44,13 @@ NO_TIME_LIMIT_S = 7 * 24 * 3600.0
 """A rollout waits for live requests, for a server that is away, for a paused learner: its wall time says nothing."""
 
 
+@dataclass(frozen=True)
 class ExploreStage:
     """Practises every kept task."""
 
-    name = "explore"
+    make_sampler: Callable[[Cycle], AnswerSampler] = PracticeSampler
+    make_critic: Callable[[Cycle, AnswerSampler], Critic] = make_critic
+    name: str = "explore"
 
     async def run(self, cycle: Cycle) -> Ending | None:
         tasks = [task for task in seed_records.tasks_of(cycle.store, cycle.id) if task.state == KEPT]
@@ -53,18 +58,18 @@ class ExploreStage:
         ended = {task_id for task_id, rollout in rollouts.items() if rollout.state != "running"}
         records.start_stage(cycle.store, cycle.id, CritiqueStage.name)
         explored, compared = cycle.progress(self.name), cycle.progress(CritiqueStage.name)
-        counts = practice_records.explore_counts(cycle.store, cycle.id)
+        counts = practice_counts.explore_counts(cycle.store, cycle.id)
         # Tokens of samples that merged into another candidate are in no row: the last count that was shown goes on.
         counts["tokens"] = records.stage_counts(cycle.store, cycle.id, self.name).get("tokens", 0)
         explored.begin(len(tasks), len(ended), counts)
-        num_compared = practice_records.num_critiques(cycle.store, cycle.id)
+        num_compared = practice_counts.num_critiques(cycle.store, cycle.id)
         compared.begin(0, num_compared, await critique_counts(cycle.store, cycle.id, cycle.config.critic.margin_nats))
 
         workspaces = cycle.folder / "workspaces"
         shutil.rmtree(workspaces, ignore_errors=True)
         num_workers = cycle.config.explore.num_tool_workers
         async with Writer(cycle.store) as writer, await ToolWorkers.start(cycle.app_ref, num_workers) as workers:
-            sampler = PracticeSampler(cycle)
+            sampler = self.make_sampler(cycle)
             practice = Practice(
                 cycle_seed=cycle.seed,
                 adapter=cycle.incumbent,
@@ -73,7 +78,7 @@ class ExploreStage:
                 store=cycle.store,
                 writer=writer,
                 sampler=sampler,
-                critic=make_critic(cycle, sampler),
+                critic=self.make_critic(cycle, sampler),
                 executor=WorkerExecutor(cycle.app, workers, PRACTICE_EFFECTS),
                 explored=explored,
                 compared=compared,
@@ -84,7 +89,7 @@ class ExploreStage:
 
             left = [task for task in tasks if task.id not in ended]
             await for_each(cycle, left, practise, cycle.config.explore.concurrency)
-        if not practice_records.num_steps_with_choice(cycle.store, cycle.id):
+        if not practice_counts.num_steps_with_choice(cycle.store, cycle.id):
             raise NothingToLearnError(
                 f"in {len(tasks)} rollouts no step had two different actions: the model repeats itself; "
                 "raise learner.explore.hot_temperature or num_candidates"
@@ -98,7 +103,7 @@ class CritiqueStage:
     name = "critique"
 
     async def run(self, cycle: Cycle) -> Ending | None:
-        num_compared = practice_records.num_critiques(cycle.store, cycle.id)
+        num_compared = practice_counts.num_critiques(cycle.store, cycle.id)
         counts = await critique_counts(cycle.store, cycle.id, cycle.config.critic.margin_nats)
         cycle.progress(self.name).begin(num_compared, num_compared, counts)
         return None
@@ -106,7 +111,7 @@ class CritiqueStage:
 
 async def critique_counts(store: Store, cycle_id: str, margin_nats: float) -> dict[str, int]:
     """Verdicts by position and abstentions by reason, recomputed from the rows."""
-    counts = practice_records.critique_counts(store, cycle_id)
+    counts = practice_counts.critique_counts(store, cycle_id)
     for step in practice_records.steps_picked_by(store, cycle_id, ("fallback",)):
         contenders = [Contender(c.position, c.num_samples, c.logprob, bool(c.failure)) for c in step.candidates]
 

@@ -27,7 +27,7 @@ from nightschool_learner.actions import Action, merge
 from nightschool_learner.critique import Choice, Contender, Context, Critic, Verdict, choose
 from nightschool_learner.practice_records import REFUSED, CandidateRow, StepRow
 from nightschool_learner.prompts import CandidateView
-from nightschool_learner.sampling import PracticeSampler, Sample, derive_seed
+from nightschool_learner.sampling import AnswerSampler, Sample, derive_seed
 from nightschool_learner.seed_records import TaskRow
 from nightschool_learner.stages import Progress
 from nightschool_learner.writer import Writer
@@ -47,7 +47,7 @@ class Practice:
     margin_nats: float
     store: Store
     writer: Writer
-    sampler: PracticeSampler
+    sampler: AnswerSampler
     critic: Critic
     executor: ToolExecutor
     explored: Progress

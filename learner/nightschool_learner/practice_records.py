@@ -183,26 +183,6 @@ def steps_picked_by(store: Store, cycle_id: str, picked_by: Sequence[str]) -> li
     return [DecidedStep(_step(row), row["task_id"], tuple(candidates[row["id"]]), verdicts[row["id"]]) for row in steps]
 
 
-def num_steps_with_choice(store: Store, cycle_id: str) -> int:
-    """How many steps of the cycle had more than one action to choose from: its coverage."""
-    rows = store.query(
-        "SELECT COUNT(*) AS n FROM steps s JOIN rollouts r ON r.id = s.rollout_id WHERE r.cycle_id = ? "
-        "AND (SELECT COUNT(*) FROM candidates c WHERE c.step_id = s.id) > 1",
-        (cycle_id,),
-    )
-    return int(rows[0]["n"])
-
-
-def num_critiques(store: Store, cycle_id: str) -> int:
-    """How many comparisons the cycle has paid for."""
-    rows = store.query(
-        "SELECT COUNT(*) AS n FROM critiques WHERE step_id IN "
-        "(SELECT s.id FROM steps s JOIN rollouts r ON r.id = s.rollout_id WHERE r.cycle_id = ?)",
-        (cycle_id,),
-    )
-    return int(rows[0]["n"])
-
-
 def insert_pairs(db: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> None:
     """Write the cycle's pairs, all at once; those that are there already stay."""
     db.executemany(
@@ -210,48 +190,6 @@ def insert_pairs(db: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> Non
         "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         rows,
     )
-
-
-def explore_counts(store: Store, cycle_id: str) -> dict[str, int]:
-    """Counts over the cycle's steps and candidates, from the rows."""
-    counts: dict[str, int] = {}
-    of_cycle = "step_id IN (SELECT s.id FROM steps s JOIN rollouts r ON r.id = s.rollout_id WHERE r.cycle_id = ?)"
-    sums = store.query(
-        "SELECT COUNT(*) AS distinct_actions, COALESCE(SUM(num_samples), 0) AS samples, "
-        "COALESCE(SUM(json_array_length(token_ids)), 0) AS distinct_tokens "
-        f"FROM candidates WHERE {of_cycle}",
-        (cycle_id,),
-    )[0]
-    counts.update({key: int(sums[key]) for key in ("distinct_actions", "samples", "distinct_tokens")})
-    for row in store.query(
-        f"SELECT failure, COUNT(*) AS n FROM candidates WHERE {of_cycle} AND failure <> '' GROUP BY failure",
-        (cycle_id,),
-    ):
-        counts[f"failed_{row['failure']}"] = int(row["n"])
-    for row in store.query(
-        "SELECT s.picked_by, COUNT(*) AS n FROM steps s JOIN rollouts r ON r.id = s.rollout_id "
-        "WHERE r.cycle_id = ? AND s.picked IS NOT NULL GROUP BY s.picked_by",
-        (cycle_id,),
-    ):
-        counts[f"picked_by_{row['picked_by']}"] = int(row["n"])
-    for row in store.query(
-        "SELECT outcome, COUNT(*) AS n FROM rollouts WHERE cycle_id = ? AND state <> 'running' GROUP BY outcome",
-        (cycle_id,),
-    ):
-        counts[row["outcome"]] = int(row["n"])
-    return counts
-
-
-def critique_counts(store: Store, cycle_id: str) -> dict[str, int]:
-    """Counts over the cycle's comparisons, from the rows: how often the first shown won, and so on."""
-    rows = store.query(
-        "SELECT verdict, COUNT(*) AS n, SUM(prompt_tokens) AS tokens FROM critiques WHERE step_id IN "
-        "(SELECT s.id FROM steps s JOIN rollouts r ON r.id = s.rollout_id WHERE r.cycle_id = ?) GROUP BY verdict",
-        (cycle_id,),
-    )
-    counts = {f"verdict_{row['verdict']}": int(row["n"]) for row in rows}
-    counts["prompt_tokens"] = sum(int(row["tokens"]) for row in rows)
-    return counts
 
 
 def _step(row: Mapping[str, Any]) -> StepRow:

@@ -16,7 +16,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import nightschool
 from nightschool import AsyncClient
@@ -115,9 +115,17 @@ async def patiently(cycle: Cycle, call: Callable[[], Awaitable[T]]) -> T:
         delay_s = min(2 * delay_s, MAX_DELAY_S)
 
 
+class AnswerSampler(Protocol):
+    """Samples whole answers; the seam between the learner and whatever runs the model."""
+
+    async def sample(self, prompt: Prompt, sampling: Sampling, *, adapter: str) -> Samples:
+        """`sampling.n` answers to `prompt`, from the model with `adapter`. Raises ContextOverflowError."""
+        ...
+
+
 @dataclass(frozen=True)
 class PracticeSampler:
-    """Samples answers for a cycle."""
+    """Samples answers for a cycle from the server of its home: an `AnswerSampler`."""
 
     cycle: Cycle
 
@@ -157,9 +165,9 @@ class PracticeSampler:
 
 @dataclass(frozen=True)
 class AdapterSampler:
-    """`PracticeSampler` on one adapter as the agent loop wants it: an `agent.Sampler`, one delta an answer."""
+    """An `AnswerSampler` on one adapter, as the agent loop wants it: an `agent.Sampler`, one delta an answer."""
 
-    sampler: PracticeSampler
+    sampler: AnswerSampler
     adapter: str
 
     async def sample(self, prompt: Prompt, sampling: Sampling) -> AsyncIterator[Delta]:

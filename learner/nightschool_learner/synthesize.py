@@ -11,7 +11,7 @@ Deviation from SPORT: no image retrieval; a task about a picture reuses the pict
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from nightschool_server.chat import ToolSpec
@@ -23,7 +23,7 @@ from nightschool_learner import seed_records
 from nightschool_learner.errors import NothingToLearnError
 from nightschool_learner.parallel import for_each
 from nightschool_learner.prompts import SeedView, WrittenTask, parse_written_task, writer_messages
-from nightschool_learner.sampling import PracticeSampler, derive_seed
+from nightschool_learner.sampling import AnswerSampler, PracticeSampler, derive_seed
 from nightschool_learner.screening import HeldOut, TaskKey, held_out_of, task_key
 from nightschool_learner.seed_records import KEPT, Attempt, Seed, TaskRow
 from nightschool_learner.stages import Cycle, Ending
@@ -67,7 +67,7 @@ class Author:
     tools: tuple[ToolSpec, ...]
     seeds: Sequence[Seed]
     screen: Screen
-    sampler: PracticeSampler
+    sampler: AnswerSampler
     adapter: str
 
     async def fill(self, slot: int) -> tuple[TaskRow, list[Attempt], list[Seed]]:
@@ -110,10 +110,12 @@ class Author:
         return written.prompt, images, verdict
 
 
+@dataclass(frozen=True)
 class SynthesizeStage:
     """Fills every slot of the cycle."""
 
-    name = "synthesize"
+    make_sampler: Callable[[Cycle], AnswerSampler] = PracticeSampler
+    name: str = "synthesize"
 
     async def run(self, cycle: Cycle) -> Ending | None:
         config, progress = cycle.config.synthesize, cycle.progress(self.name)
@@ -126,7 +128,7 @@ class SynthesizeStage:
             tools=cycle.app.specs,
             seeds=seed_records.seeds_of(cycle.store, cycle.id),
             screen=screen,
-            sampler=PracticeSampler(cycle),
+            sampler=self.make_sampler(cycle),
             adapter=cycle.adapter_of(config.adapter),
         )
 

@@ -1,0 +1,43 @@
+"""A small application for the learner's tests: a tool of each effect, one that fails, two held-out tasks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nightschool_server.app import App, ToolContext, tool
+
+PRICES = {"mug": 12, "lamp": 30}
+
+
+@tool(effect="read_only")
+def price(item: str) -> int:
+    """The price of one item."""
+    if item not in PRICES:
+        raise ValueError(f"no item is called {item!r}")
+    return PRICES[item]
+
+
+@tool(effect="workspace")
+def note(text: str, context: ToolContext) -> str:
+    """Write a line into the notes and read all of them."""
+    notes = context.workspace / "notes.txt"
+    with notes.open("a") as file:
+        file.write(text + ";")
+    context.state["lines"] = context.state.get("lines", 0) + 1
+    return f"{context.state['lines']}: {notes.read_text()}"
+
+
+@tool(effect="external")
+def order(item: str) -> str:
+    """Order an item from the wholesaler."""
+    Path("/tmp/nightschool-test-ordered").touch()
+    return f"ordered {item}"
+
+
+app = App(
+    name="practice",
+    system_prompt="Help.",
+    tools=[price, note, order],
+    evaluation=Path(__file__).parent / "practice_held_out.jsonl",
+    max_steps=4,
+)
