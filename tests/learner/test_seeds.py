@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
+import pytest
+from nightschool_learner.errors import NothingToLearnError
+from nightschool_learner.records import stage_counts
 from nightschool_learner.screening import HeldOut, task_key
-from nightschool_learner.seed_records import LoggedRequest
-from nightschool_learner.seeds import choose_seeds, is_reserved
+from nightschool_learner.seed_records import LoggedRequest, seeds_of
+from nightschool_learner.seeds import SeedsStage, choose_seeds, is_reserved
 from nightschool_server.practice_config import SeedsConfig
+
+from tests.learner.practice_home import cycle_on, dump, log_request, open_home
 
 CONFIG = SeedsConfig()
 NOTHING = HeldOut(())
@@ -77,3 +83,29 @@ def test_reserved_sessions_are_a_fixed_share_and_never_seeds() -> None:
     requests = [request(name, session_id=name) for name in names]
     config = SeedsConfig(reserved_session_share=0.25, max_seeds=2000)
     assert set(ids(requests, config)) == set(names) - reserved
+
+
+async def test_the_stage_writes_the_choice_once(tmp_path: Path) -> None:
+    store = open_home(tmp_path)
+    for index in range(4):
+        log_request(store, f"train{index}", f"Sell {index} lamps", images=["c" * 64])
+    log_request(store, "held", "What does one mug cost for Zoe?")
+    log_request(store, "secret", "Sell 9 lamps", policy="log_only")
+    log_request(store, "gone", "Sell 8 lamps", policy="no_log")
+    cycle = cycle_on(store, "seeds.min_seeds=4")
+    await SeedsStage().run(cycle)
+    chosen = seeds_of(store, cycle.id)
+    assert [seed.response_id for seed in chosen] == ["resp_train3", "resp_train2", "resp_train1", "resp_train0"]
+    assert chosen[0].images == ("c" * 64,)
+    assert stage_counts(store, cycle.id, "seeds") == {"chosen": 4, "traffic": 4, "dropped_held_out": 1}
+    before = dump(store, "cycle_seeds")
+    log_request(store, "late", "Sell 77 lamps")
+    await SeedsStage().run(cycle)
+    assert dump(store, "cycle_seeds") == before
+
+
+async def test_too_few_seeds_end_the_cycle(tmp_path: Path) -> None:
+    store = open_home(tmp_path)
+    log_request(store, "one", "Sell a lamp")
+    with pytest.raises(NothingToLearnError, match="1 seed requests, fewer than"):
+        await SeedsStage().run(cycle_on(store))
