@@ -40,6 +40,9 @@ AGENT_SERVICE = "nightschool.v1.AgentService"
 ENDLESS = frozenset({"/nightschool.v1.AdminService/WatchCycle"})
 """Methods that may run as long as their caller likes."""
 
+BOUNDED_BY_THEMSELVES = frozenset({"/nightschool.v1.AgentService/RunTask"})
+"""Methods whose own limits (agent.max_task_s) are meant to end them first."""
+
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -93,10 +96,10 @@ class Counters:
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Guards every method of the server but the open ones."""
 
-    def __init__(self, tokens: Authenticator, limits: Limits) -> None:
+    def __init__(self, tokens: Authenticator, limits: Limits, counters: Counters | None = None) -> None:
         self._tokens = tokens
         self._limits = limits
-        self.counters = Counters()
+        self.counters = counters or Counters()
 
     async def intercept_service(
         self,
@@ -176,7 +179,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             yield
             return
         remaining, limits = context.time_remaining(), self._limits
-        allowed = limits.default_deadline_s if remaining is None else min(remaining, limits.max_deadline_s)
+        default = limits.max_deadline_s if method in BOUNDED_BY_THEMSELVES else limits.default_deadline_s
+        allowed = default if remaining is None else min(remaining, limits.max_deadline_s)
         timeout = asyncio.timeout(allowed)
         try:
             async with timeout:
@@ -212,7 +216,8 @@ class _Slot:
     def __enter__(self) -> None:
         if self._in_flight[self._kind] >= self._limit:
             raise OverloadedError(
-                f"{self._limit} {self._kind} calls are in flight already (server.max_concurrent_requests): try again shortly"
+                f"{self._limit} {self._kind} calls are in flight already (server.max_concurrent_requests): "
+                "try again shortly"
             )
         self._in_flight[self._kind] += 1
 

@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -35,8 +35,10 @@ USER_MISTAKE = 2
 class LearnerProcess:
     """Keeps one learner running. `on_exit` is told why one ended, in one sentence for operators."""
 
-    def __init__(self, home: Path, on_exit: Callable[[str], None]) -> None:
+    def __init__(self, home: Path, environment: Mapping[str, str], on_exit: Callable[[str], None]) -> None:
+        """`environment` is added to this process's own: the settings of the command line."""
         self._home = home
+        self._environment = environment
         self._on_exit = on_exit
         self._process: asyncio.subprocess.Process | None = None
         self._task: asyncio.Task[None] | None = None
@@ -75,6 +77,7 @@ class LearnerProcess:
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", __name__, str(os.getpid()), "--home", str(self._home)),
                 stdin=asyncio.subprocess.DEVNULL,
+                env={**os.environ, **self._environment},
             )
             log.info("event=learner_started pid=%d", self._process.pid)
             code = await self._process.wait()

@@ -55,10 +55,11 @@ TABLE: dict[type[errors.NightschoolError], Row] = {
 }
 """A class that is not here takes the row of its nearest base; `NightschoolError` itself is INTERNAL."""
 
+STARTING = Row(grpc.StatusCode.UNAVAILABLE, "STARTING")
 INTERNAL = Row(grpc.StatusCode.INTERNAL, "INTERNAL")
 DEADLINE = Row(grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED")
 
-REASONS = frozenset(m.reason for m in (*TABLE.values(), INTERNAL, DEADLINE))
+REASONS = frozenset(m.reason for m in (*TABLE.values(), STARTING, INTERNAL, DEADLINE))
 
 SERVER_FAULTS = frozenset(
     {
@@ -111,6 +112,11 @@ def internal_status(error_id: str) -> status_pb2.Status:
 def deadline_status(message: str) -> status_pb2.Status:
     """The server's own deadline passed; the caller's is gRPC's to report."""
     return _status(DEADLINE, _clip(message))
+
+
+def starting_status(retry_after_s: float) -> status_pb2.Status:
+    """The server is there, its model is not yet."""
+    return _status(STARTING, "the server is loading its model: try again shortly", _retry_after(retry_after_s))
 
 
 def code_of(status: status_pb2.Status) -> grpc.StatusCode:

@@ -31,6 +31,7 @@ Policy = Literal["train", "log_only", "no_log"]
 
 MAX_ID_CHARS = 200
 MAX_SCHEMA_CHARS = 65_536
+MAX_TEXT_CHARS = 65_536
 MAX_TOOLS = 128
 
 POLICIES: dict[int, Policy | None] = {
@@ -84,9 +85,9 @@ def generate_call(
         tools=tools_of(request.tools, "tools"),
         sampling=sampling_of(request.sampling),
         images=images,
-        adapter=_identifier(request.adapter, "adapter"),
-        session_id=_identifier(request.session_id, "session_id"),
-        request_id=_identifier(request.request_id, "request_id"),
+        adapter=identifier(request.adapter, "adapter"),
+        session_id=identifier(request.session_id, "session_id"),
+        request_id=identifier(request.request_id, "request_id"),
         policy=policy_of(request.learning_policy),
         priority=_priority(request.priority),
         max_steps=0,
@@ -116,9 +117,9 @@ def _task_call(start: agent_pb2.TaskStart, defaults: Sampling, limits: wire_imag
         tools=tools_of(start.client_tools, "client_tools"),
         sampling=sampling,
         images=images,
-        adapter=_identifier(start.adapter, "adapter"),
-        session_id=_identifier(start.session_id, "session_id"),
-        request_id=_identifier(start.request_id, "request_id"),
+        adapter=identifier(start.adapter, "adapter"),
+        session_id=identifier(start.session_id, "session_id"),
+        request_id=identifier(start.request_id, "request_id"),
         policy=policy_of(start.learning_policy),
         priority=LIVE_PRIORITY,
         max_steps=start.max_steps,
@@ -249,12 +250,20 @@ def tool_result(result: content_pb2.ToolResult, field: str) -> chat.ToolResult:
     return chat.ToolResult(result.call_id, result.name, result.content, result.is_error)
 
 
-def _identifier(value: str, field: str) -> str:
+def identifier(value: str, field: str) -> str:
+    """A short printable identifier; empty where there is none."""
     if len(value) > MAX_ID_CHARS:
         _refuse(field, f"{len(value)} characters long, but may have at most {MAX_ID_CHARS}")
     if value and not value.isprintable():
         _refuse(field, f"{value!r}, but may hold printable characters only")
     return value
+
+
+def bounded(text: str, field: str) -> str:
+    """Free text of a size that a row may have."""
+    if len(text) > MAX_TEXT_CHARS:
+        _refuse(field, f"{len(text)} characters long, but may have at most {MAX_TEXT_CHARS}: shorten it")
+    return text
 
 
 def _priority(value: int) -> int:

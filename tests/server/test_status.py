@@ -57,7 +57,7 @@ def test_a_class_without_a_row_takes_that_of_its_nearest_base() -> None:
 
 
 def test_every_code_that_the_server_raises_is_one_of_grpc_and_reasons_are_told_apart() -> None:
-    rows = [*status.TABLE.values(), status.INTERNAL, status.DEADLINE]
+    rows = [*status.TABLE.values(), status.STARTING, status.INTERNAL, status.DEADLINE]
     assert len({row.reason for row in rows}) == len(rows)
     raised = {row.code for row in rows}
     grpcs_own = {

@@ -1,0 +1,45 @@
+"""What a running server is made of, handed whole to the servicers."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from nightschool_server.app import App
+from nightschool_server.auth import Tokens
+from nightschool_server.config import Config
+from nightschool_server.engine import Engine
+from nightschool_server.home import Home
+from nightschool_server.images import Images
+from nightschool_server.interceptors import Counters
+from nightschool_server.registry import AdapterRegistry
+from nightschool_server.request_log import RequestLog
+from nightschool_server.store import Store
+from nightschool_server.tool_workers import ToolWorkers
+from nightschool_server.wire_images import ImageLimits
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """The parts, each started; who made them closes them."""
+
+    home: Home
+    config: Config
+    store: Store
+    tokens: Tokens
+    engine: Engine
+    registry: AdapterRegistry
+    request_log: RequestLog
+    images: Images
+    app: App | None
+    """None: no system prompt and no tools of the server's own."""
+    workers: ToolWorkers | None
+    """Present where `app` has tools."""
+    counters: Counters
+    started_at: float = field(default_factory=time.time)
+
+    @property
+    def image_limits(self) -> ImageLimits:
+        """What one request may bring."""
+        log = self.config.log
+        return ImageLimits(log.max_images_per_request, log.max_image_bytes, log.max_image_pixels)

@@ -1,0 +1,195 @@
+"""A running server, from its home folder to the last answered call.
+
+Owns the order: lock, store, port, application, tool workers, engine, adapters, then health says SERVING; and the way
+back on drain: NOT_SERVING, no new call, those in flight to their end, the log to the disk, the engine closed. Whatever
+fails on the way up, what was started is stopped in reverse.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import logging
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from importlib import metadata
+
+from nightschool_server.admin_service import AdminService
+from nightschool_server.agent_service import AgentService
+from nightschool_server.app import App, load_app
+from nightschool_server.auth import Tokens
+from nightschool_server.config import Config, to_environment
+from nightschool_server.durable import write_file
+from nightschool_server.engine import Engine
+from nightschool_server.engine_factory import start_engine
+from nightschool_server.errors import FailedPreconditionError, NotFoundError
+from nightschool_server.grpc_port import GrpcPort
+from nightschool_server.home import Home
+from nightschool_server.images import Images
+from nightschool_server.interceptors import CallInterceptor, Counters, Limits
+from nightschool_server.learner_process import LearnerProcess
+from nightschool_server.registry import AdapterRegistry
+from nightschool_server.request_log import RequestLog
+from nightschool_server.runtime import Runtime
+from nightschool_server.store import Store
+from nightschool_server.tool_workers import ToolWorkers
+
+log = logging.getLogger(__name__)
+
+LOCK_FILE = "server.lock"
+"""Held for as long as a server runs on the home; the kernel lets go of it whatever becomes of the process."""
+
+StartEngine = Callable[[], Awaitable[Engine]]
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """What the command line says beside the configuration."""
+
+    with_learner: bool = True
+    overrides: Mapping[str, str] = field(default_factory=dict)
+    """The command line's settings, for the learner, which resolves its configuration itself."""
+
+
+@dataclass(frozen=True)
+class Serving:
+    """A server that serves."""
+
+    address: str
+    runtime: Runtime
+    learner: LearnerProcess | None
+
+
+@asynccontextmanager
+async def serving(
+    home: Home, config: Config, options: ServeOptions | None = None, engine: StartEngine | None = None
+) -> AsyncIterator[Serving]:
+    """A server on `home` for as long as the block runs, drained at its end.
+
+    Raises ConfigError, ModelFormatError, AppError, FailedPreconditionError: each a sentence for whoever started it.
+    """
+    options = options or ServeOptions()
+    async with AsyncExitStack() as stack:
+        stack.enter_context(locked(home.create()))
+        # One that a killed server left behind would send clients to nobody.
+        home.server_file.unlink(missing_ok=True)
+        store = Store.open(home)
+        stack.callback(store.close)
+        tokens = Tokens(store)
+        tokens.ensure_cli_token(home)
+        counters = Counters()
+        port = GrpcPort(config.server, [CallInterceptor(tokens, limits_of(config), counters)])
+        stack.push_async_callback(port.drain, 0)
+        await port.start()
+        app, workers = await _application(config, stack)
+        running = await (engine() if engine is not None else start_engine(config.engine))
+        stack.push_async_callback(running.close)
+        request_log = RequestLog(store, config.log.queue_size)
+        stack.push_async_callback(asyncio.to_thread, request_log.close)
+        registry = await _registry(store, running, config, stack)
+        images = Images(lambda sha256: _blob(store, sha256))
+        runtime = Runtime(home, config, store, tokens, running, registry, request_log, images, app, workers, counters)
+        await port.open(AgentService(runtime), AdminService(runtime))
+        learner = _learner(home, store, config, options, app)
+        if learner is not None:
+            stack.push_async_callback(learner.stop)
+        stack.enter_context(_server_file(home, port.address))
+        try:
+            yield Serving(port.address, runtime, learner)
+        finally:
+            log.info("event=draining address=%s drain_s=%g", port.address, config.server.drain_s)
+            await asyncio.gather(port.drain(config.server.drain_s), *([learner.stop()] if learner else []))
+            log.info("event=drained")
+
+
+def limits_of(config: Config) -> Limits:
+    """What every call is held to."""
+    server = config.server
+    return Limits(
+        default_deadline_s=server.default_deadline_s,
+        max_deadline_s=server.max_deadline_s,
+        max_in_flight=server.max_concurrent_requests,
+        max_message_bytes=server.max_message_bytes,
+    )
+
+
+@contextmanager
+def locked(home: Home) -> Iterator[None]:
+    """Hold the home for this process. Raises FailedPreconditionError while another server has it."""
+    path = home.path / LOCK_FILE
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read().strip() or "unknown"
+            raise FailedPreconditionError(
+                f"another server (pid {owner}) runs on {home.path}: stop it, or give this one a home of its own "
+                "with --home"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+async def _application(config: Config, stack: AsyncExitStack) -> tuple[App | None, ToolWorkers | None]:
+    if not config.app:
+        return None, None
+    app = load_app(config.app)
+    if not app.tools:
+        return app, None
+    agent = config.agent
+    workers = await ToolWorkers.start(config.app, agent.num_tool_workers, max_output_chars=agent.max_output_chars)
+    stack.push_async_callback(workers.close)
+    return app, workers
+
+
+async def _registry(store: Store, engine: Engine, config: Config, stack: AsyncExitStack) -> AdapterRegistry:
+    registry = AdapterRegistry(store, engine, config)
+    await registry.start()
+    return registry
+
+
+def _blob(store: Store, sha256: str) -> bytes | None:
+    try:
+        return store.get_blob(sha256)
+    except NotFoundError:
+        return None
+
+
+def _learner(home: Home, store: Store, config: Config, options: ServeOptions, app: App | None) -> LearnerProcess | None:
+    if not options.with_learner:
+        return None
+    if app is None:
+        log.info("event=learner_left_out reason=no_application remedy=--app")
+        return None
+
+    def note(why: str) -> None:
+        with store.transaction() as db:
+            db.execute("UPDATE learner SET last_error = ? WHERE id = 1", (why,))
+
+    learner = LearnerProcess(home.path, to_environment(options.overrides), note)
+    learner.start()
+    return learner
+
+
+@contextmanager
+def _server_file(home: Home, address: str) -> Iterator[None]:
+    """`server.json`, which says to clients on this machine where the server is."""
+    entry = {"address": address, "pid": os.getpid(), "version": version()}
+    write_file(home.server_file, json.dumps(entry).encode())
+    try:
+        yield
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            home.server_file.unlink()
+
+
+def version() -> str:
+    """Of this distribution."""
+    return metadata.version("nightschool")
