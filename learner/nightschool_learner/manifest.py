@@ -82,6 +82,8 @@ class Manifest(_Frozen):
     cycle_id: str
     base_model: str
     """Folder or hub id of the served base model."""
+    base_digest: str = ""
+    """Of the model that the server serves; empty is not checked."""
     parent: str
     """Name of the adapter to continue; `base` starts a fresh one."""
     parent_folder: Path | None

@@ -60,8 +60,9 @@ class TrainStage:
         folder.path.mkdir(parents=True, exist_ok=True)
         await asyncio.to_thread(end_stale_trainer, folder)
         if not folder.manifest.exists():
-            base_model = (await patiently(cycle, cycle.client.admin.status)).base_model
-            write_whole(folder.manifest, make_manifest(cycle, folder.path, base_model).model_dump_json(indent=1))
+            status = await patiently(cycle, cycle.client.admin.status)
+            manifest = make_manifest(cycle, folder.path, status.base_model, status.base_model_digest)
+            write_whole(folder.manifest, manifest.model_dump_json(indent=1))
         progress = cycle.progress(self.name)
         result = folder.read_result() or await _train(cycle, folder, progress)
         progress.begin(result.num_steps, result.num_steps, _counts(result))
@@ -75,13 +76,14 @@ class TrainStage:
         return None
 
 
-def make_manifest(cycle: Cycle, folder: Path, base_model: str) -> Manifest:
+def make_manifest(cycle: Cycle, folder: Path, base_model: str, base_digest: str) -> Manifest:
     """What the trainer is to do for this cycle; the same for every call of one cycle."""
     pairs = cycle.folder / PAIRS_FILE
     config = cycle.config.train
     return Manifest(
         cycle_id=cycle.id,
         base_model=base_model,
+        base_digest=base_digest,
         parent=cycle.incumbent,
         parent_folder=None if cycle.incumbent == BASE else cycle.home.adapters / cycle.incumbent,
         pairs_file=pairs,

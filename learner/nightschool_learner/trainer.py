@@ -89,8 +89,7 @@ def train(run: Run) -> Result:
         _import_silently()
         from nightschool_learner.trainer_model import load_student
 
-        manifest = run.manifest
-        student = load_student(manifest.base_model, manifest.parent, manifest.parent_folder, manifest.hyperparameters)
+        student = load_student(run.manifest)
     with run.timed("preparing"):
         trainer, run.num_pairs, run.num_dropped = _prepare(run, student)
         checkpoint = last_whole_checkpoint(run.folder.checkpoints)
@@ -129,7 +128,7 @@ def _prepare(run: Run, student: Student) -> tuple[Any, int, int]:
 
     import datasets
 
-    from nightschool_learner.trainer_data import PairCollator, encode_pairs, read_pairs
+    from nightschool_learner.trainer_data import PairCollator, encode_pair, read_pairs
     from nightschool_learner.trainer_dpo import MetricsWriter, make_trainer
 
     manifest = run.manifest
@@ -140,16 +139,19 @@ def _prepare(run: Run, student: Student) -> tuple[Any, int, int]:
             "the pairs changed after the run began"
         )
     rows = read_pairs(manifest.pairs_file)
-    encoded = encode_pairs(student.processor, rows, manifest.blobs, manifest.hyperparameters.max_length)
-    if not encoded:
+    tokenizer, limit = student.loaded.tokenizer, manifest.hyperparameters.max_length
+    limit = min(limit, student.loaded.info.context_length)
+    encoded = [encode_pair(student.renderer, row, manifest.blobs, tokenizer.eos_token_id) for row in rows]
+    kept = [pair for pair in encoded if pair.num_tokens <= limit]
+    if not kept:
         raise StageFailedError(
-            f"none of {len(rows)} pairs fits learner.train.max_length = {manifest.hyperparameters.max_length} tokens"
+            f"none of {len(rows)} pairs fits {limit} tokens, the smaller of learner.train.max_length and the context"
         )
-    collator = PairCollator(student.processor, manifest.blobs, student.tokenizer.pad_token_id or 0)
-    trainer = make_trainer(
-        student, datasets.Dataset.from_list(encoded), collator, manifest, MetricsWriter(run.folder.metrics, run.tell)
-    )
-    return trainer, len(encoded), len(rows) - len(encoded)
+    pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    collator = PairCollator.of(kept, student.renderer, pad_id, student.loaded.parts.model)
+    dataset = datasets.Dataset.from_dict({"row": list(range(len(kept)))})
+    trainer = make_trainer(student, dataset, collator, manifest, MetricsWriter(run.folder.metrics, run.tell))
+    return trainer, len(kept), len(rows) - len(kept)
 
 
 def _probe(run: Run, student: Student, model: Any) -> dict[str, Any]:
@@ -159,7 +161,7 @@ def _probe(run: Run, student: Student, model: Any) -> dict[str, Any]:
     prompts = [probe.model_dump(mode="json") for probe in run.manifest.probes]
     return {
         "prompts": prompts,
-        "logprobs": [score_text(model, student.processor, probe) for probe in run.manifest.probes],
+        "logprobs": [score_text(model, student.renderer, probe) for probe in run.manifest.probes],
     }
 
 

@@ -1,8 +1,8 @@
 """TRL's DPOTrainer as this project uses it: our tokens, our batches, metrics as lines.
 
-Deviations from TRL 1.16, each with its reason: the dataset is not prepared by TRL (see `trainer_data.py`);
-images are under a column that TRL does not know, so that reference logprobs can be computed once for pairs with
-images too. Source of the loss: DPO (arXiv 2305.18290, eq. 7) plus nll_weight * NLL of the chosen answer per
+Deviations from TRL 1.16, each with its reason: the dataset is not prepared by TRL, its rows are indices of pairs
+that the collator holds as tokens (see `trainer_data.py`); TRL sees no images, the collator brings them, so that
+reference logprobs can be computed once for pairs with images too. Source of the loss: DPO (arXiv 2305.18290, eq. 7) plus nll_weight * NLL of the chosen answer per
 token (arXiv 2404.19733, eq. 2, which divides by prompt and answer together).
 """
 
@@ -62,7 +62,7 @@ def make_trainer(
         args=_config(manifest, len(dataset)),
         data_collator=collator,
         train_dataset=dataset,
-        processing_class=student.processor,
+        processing_class=student.loaded.tokenizer,
         peft_config=student.lora,
         callbacks=[writer],
     )

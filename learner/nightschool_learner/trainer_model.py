@@ -1,26 +1,27 @@
-"""The model that a trainer tunes: base, processor, the layers that LoRA adapts, the adapter to continue.
+"""The model that a trainer tunes: base, the layers that LoRA adapts, the adapter to continue.
 
-Works for text models and for vision-language models alike: only linear layers of the text tower are
-adapted, the vision tower and what connects it stay as they are, which is also what vLLM serves (its LoRA on
-vision-language models is for the language tower). Imports torch, transformers and peft; used by the trainer
-process alone.
+Loaded by the engine's own loader, so that the trainer renders prompts as they are served and refuses what the
+engine would refuse. Works for text models and for vision-language models alike: only linear layers of the text
+tower are adapted, the vision tower and what connects it stay as they are. Imports torch and peft; used by the
+trainer process alone.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from nightschool_server.engine import BASE
+from nightschool_server.engines.loading import LoadedModel, load_model
+from nightschool_server.engines.rendering import Renderer
+from nightschool_server.engines.transformers_engine import TransformersEngineConfig
 from peft import LoraConfig, PeftModel
-from transformers import AutoConfig, AutoProcessor
 
 from nightschool_learner.errors import StageFailedError
-from nightschool_learner.manifest import Hyperparameters
+from nightschool_learner.manifest import Hyperparameters, Manifest
 
 DEFAULT = "default"
 """The name under which TRL looks for the adapter to continue; it keeps a frozen copy called `ref`."""
@@ -32,71 +33,77 @@ class Student:
 
     model: Any
     """The base model, or a PeftModel with a trainable `default` where a parent is continued."""
-    processor: Any
-    """A processor, or the tokenizer of a text model."""
+    loaded: LoadedModel
     lora: LoraConfig | None
     """A fresh adapter's configuration; None where the parent's is continued."""
     target_modules: str
     """The pattern of adapted layers."""
 
     @property
-    def tokenizer(self) -> Any:
-        """The processor's tokenizer, or the tokenizer itself."""
-        return getattr(self.processor, "tokenizer", self.processor)
+    def renderer(self) -> Renderer:
+        """Renders prompts as the engine does."""
+        return self.loaded.renderer
 
 
-def load_student(base_model: str, parent: str, parent_folder: Path | None, wanted: Hyperparameters) -> Student:
-    """Load base and parent. On a CPU in float32, because bfloat16 is emulated there; else as stored.
+def load_student(manifest: Manifest) -> Student:
+    """Load base and parent. On a CPU in float32, because bfloat16 is emulated there; on a GPU in bfloat16.
 
-    A parent keeps its own rank, alpha and layers, whatever `wanted` says: a LoRA cannot change them.
-    Raises StageFailedError where the parent has no folder.
+    A parent keeps its own rank, alpha and layers, whatever the manifest says: a LoRA cannot change them.
+    Raises StageFailedError where the base is not the served one or the parent has no folder.
     """
-    model = load_base(base_model)
-    processor = AutoProcessor.from_pretrained(base_model)
-    if parent == BASE:
-        pattern = text_tower_pattern(model, wanted.target_modules)
-        lora = LoraConfig(
-            task_type="CAUSAL_LM", r=wanted.rank, lora_alpha=wanted.alpha, lora_dropout=wanted.dropout,
-            target_modules=pattern,
-        )  # fmt: skip
-        return Student(model, processor, lora, pattern)
-    if parent_folder is None or not parent_folder.is_dir():
+    loaded = load_base(manifest.base_model)
+    if manifest.base_digest and loaded.info.digest != manifest.base_digest:
         raise StageFailedError(
-            f"parent adapter {parent!r} has no folder at {parent_folder}: roll back to an adapter that exists"
+            f"{manifest.base_model} has digest {loaded.info.digest[:12]}, the server serves "
+            f"{manifest.base_digest[:12]}: the folder changed; restart the server"
         )
-    model = PeftModel.from_pretrained(model, str(parent_folder), adapter_name=DEFAULT, is_trainable=True)
+    model, wanted = loaded.parts.model, manifest.hyperparameters
+    if manifest.parent == BASE:
+        pattern = target_pattern(loaded.targets, wanted.target_modules)
+        return Student(model, loaded, fresh_lora(pattern, wanted), pattern)
+    if manifest.parent_folder is None or not manifest.parent_folder.is_dir():
+        raise StageFailedError(
+            f"parent adapter {manifest.parent!r} has no folder at {manifest.parent_folder}: "
+            "roll back to an adapter that exists"
+        )
+    model = PeftModel.from_pretrained(model, str(manifest.parent_folder), adapter_name=DEFAULT, is_trainable=True)
     targets = model.peft_config[DEFAULT].target_modules
-    return Student(model, processor, None, targets if isinstance(targets, str) else ",".join(sorted(targets)))
+    return Student(model, loaded, None, targets if isinstance(targets, str) else ",".join(sorted(targets)))
 
 
-def load_base(base_model: str) -> Any:
-    """The model class that the folder's config names, with its weights, on the CPU or the first GPU."""
-    config = AutoConfig.from_pretrained(base_model)
-    architecture = getattr(transformers, (config.architectures or [""])[0], None)
-    if architecture is None:
-        raise StageFailedError(f"{base_model}: transformers has no model class {config.architectures}")
-    on_gpu = torch.cuda.is_available()
-    return architecture.from_pretrained(base_model, dtype="auto" if on_gpu else torch.float32)
+def load_base(base_model: str) -> LoadedModel:
+    """The base model as the engine loads it, on plain attention."""
+    dtype = "auto" if torch.cuda.is_available() else "float32"
+    return load_model(TransformersEngineConfig(base_model, dtype=dtype))
 
 
-def text_tower_pattern(model: Any, only: tuple[str, ...] = ()) -> str:
-    """A regular expression that peft matches against full module names: the text tower's linear layers.
+def fresh_lora(pattern: str, wanted: Hyperparameters) -> LoraConfig:
+    """The configuration of a new adapter."""
+    return LoraConfig(
+        task_type="CAUSAL_LM", r=wanted.rank, lora_alpha=wanted.alpha, lora_dropout=wanted.dropout,
+        target_modules=pattern,
+    )  # fmt: skip
 
-    The text tower is what transformers calls the decoder; the head is no part of it. `only` restricts the
-    layers by their last name. The expression also holds for a model that carries the same tower under the
-    same name, so it can stay in `adapter_config.json`. Raises StageFailedError where nothing matches.
+
+def target_pattern(servable: Iterable[str], only: tuple[str, ...] = ()) -> str:
+    """A regular expression that peft matches against whole module names: the text tower's linear layers.
+
+    `servable` are the names that the engine can serve an adapter on; `only` restricts them by their last name.
+    The expression goes into `adapter_config.json`. Raises StageFailedError for a layer that is not there.
     """
-    decoder = model.get_decoder()
-    prefix = next(name for name, module in model.named_modules() if module is decoder)
-    linears = [name for name, module in decoder.named_modules() if isinstance(module, torch.nn.Linear)]
-    kept = sorted({name.rpartition(".")[2] for name in linears} & set(only) if only else {_last(n) for n in linears})
-    if not kept or set(only) - set(kept):
+    names = list(servable)
+    there = {_last(name) for name in names}
+    if missing := sorted(set(only) - there):
         raise StageFailedError(
-            f"learner.train.target_modules {sorted(only)}: the text tower of {type(model).__name__} has "
-            f"{sorted({_last(n) for n in linears})}"
+            f"learner.train.target_modules has {missing}, but the text tower's linear layers are {sorted(there)}"
         )
-    start = re.escape(f"{prefix}.") if prefix else ""
-    return rf"{start}(?:.*\.)?(?:{'|'.join(re.escape(name) for name in kept)})"
+    kept = sorted(set(only) or there)
+    towers = sorted({name.partition(".layers.")[0] for name in names if ".layers." in name})
+    start = f"(?:{'|'.join(map(re.escape, towers))})"
+    pattern = rf"{start}\.layers\..*\.(?:{'|'.join(map(re.escape, kept))})"
+    wanted = {name for name in names if _last(name) in kept}
+    assert wanted == {name for name in names if re.fullmatch(pattern, name)}, "the pattern covers what is servable"
+    return pattern
 
 
 def _last(name: str) -> str:

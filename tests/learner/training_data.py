@@ -65,9 +65,9 @@ def text_pair(rng: random.Random, *, second_step: bool = False) -> dict[str, Any
     return _row(history, chosen, rejected)
 
 
-def picture_pair(rng: random.Random, blobs: Path) -> dict[str, Any]:
-    """The colour of a picture against another one."""
-    colour, other = rng.sample(sorted(COLOURS), 2)
+def picture_pair(rng: random.Random, blobs: Path, *, colours: tuple[str, str] | None = None) -> dict[str, Any]:
+    """The colour of a picture against another one; by chance where they are not given."""
+    colour, other = colours or rng.sample(sorted(COLOURS), 2)
     sha256 = put_blob(blobs, picture(colour))
     return _row([SYSTEM, user("Which colour is it?", [sha256])], colour, other)
 
