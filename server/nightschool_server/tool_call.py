@@ -32,6 +32,7 @@ def perform(app: App, call: dict[str, Any]) -> dict[str, Any]:
     if tool is None:
         return _failure("unknown_tool", unknown_tool(call["name"], [spec.name for spec in app.specs]))
     workspace = Path(call["workspace"])
+    workspace.mkdir(parents=True, exist_ok=True)  # An earlier tool may have removed it.
     os.chdir(workspace)
     context = ToolContext(json.loads(call["state"]), workspace)
     try:

@@ -40,7 +40,7 @@ class ToolState:
 
     def fork(self) -> ToolState:
         """A state of its own with the same content. Copies the workspace if there is a file in it."""
-        if self.workspace is None or not any(self.workspace.iterdir()):
+        if self.workspace is None or not self.workspace.is_dir() or not any(self.workspace.iterdir()):
             return replace(self, workspace=None)
         copy = self.make_workspace()
         try:

@@ -1,29 +1,25 @@
 """Tools run here: a pool of worker processes that are spawned, never forked from the server.
 
-Owns the server's end: which worker runs which call, deadlines, cancellation, and what comes back as a
-`ToolOutcome`. What happens inside a worker is `tool_process.py`. A call never raises because of a tool.
+Owns which worker runs which call, the workspace that it runs in, and what comes back as a `ToolOutcome`.
+One worker is `tool_worker.py`, its process `tool_process.py`. A call never raises because of a tool.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import logging
 import os
 import shutil
-import signal
-import socket
-import sys
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, cast
 
-from nightschool_server.errors import AppError, FailedPreconditionError
-from nightschool_server.tool_process import MAX_FRAME_BYTES, frame
+from nightschool_server.errors import FailedPreconditionError
 from nightschool_server.tool_state import ToolState
+from nightschool_server.tool_worker import ToolWorker
 
 logger = logging.getLogger(__name__)
 
@@ -32,9 +28,6 @@ ToolFailure = Literal["", "schema", "execution", "timeout", "unknown_tool", "ref
 
 DEFAULT_TIMEOUT_S = 30.0
 DEFAULT_MAX_OUTPUT_CHARS = 16_000
-START_TIMEOUT_S = 60.0
-KILL_TIMEOUT_S = 5.0
-"""A worker that has not cleared a call away by then is killed itself."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +49,9 @@ class ToolWorkers:
     def __init__(self, app_ref: str, num_workers: int, max_output_chars: int) -> None:
         self._app_ref = app_ref
         self._max_output_chars = max_output_chars
-        self._workers = [_Worker(app_ref) for _ in range(num_workers)]
+        self._workers = [_Seat(ToolWorker(app_ref)) for _ in range(num_workers)]
         # Last in, first out: a few callers keep to the few workers that are warm.
-        self._idle: asyncio.LifoQueue[_Worker] = asyncio.LifoQueue()
+        self._idle: asyncio.LifoQueue[_Seat] = asyncio.LifoQueue()
         self._closed = False
 
     @classmethod
@@ -69,7 +62,7 @@ class ToolWorkers:
         assert num_workers >= 1
         workers = cls(app_ref, num_workers, max_output_chars)
         # All are waited for, so that none is still starting when the others are stopped.
-        starts = (worker.start() for worker in workers._workers)
+        starts = (worker.process.start() for worker in workers._workers)
         failed = [error for error in await asyncio.gather(*starts, return_exceptions=True) if error is not None]
         if failed:
             await workers.close()
@@ -113,9 +106,9 @@ class ToolWorkers:
             raise FailedPreconditionError("the tool workers are closed")
 
     async def _run(
-        self, worker: _Worker, name: str, arguments: Mapping[str, Any], state: ToolState, timeout_s: float
+        self, worker: _Seat, name: str, arguments: Mapping[str, Any], state: ToolState, timeout_s: float
     ) -> tuple[dict[str, Any], ToolState]:
-        workspace = state.workspace or state.make_workspace()
+        workspace = state.workspace or worker.workspace(state)
         call = {
             "name": name,
             "arguments": dict(arguments),
@@ -124,155 +117,48 @@ class ToolWorkers:
             "max_output_chars": self._max_output_chars,
         }
         try:
-            reply = await worker.call(call, timeout_s)
+            reply = await worker.process.call(call, timeout_s)
         except BaseException:
             if state.workspace is None:
                 shutil.rmtree(workspace, ignore_errors=True)
             raise
-        with contextlib.suppress(OSError):
-            if state.workspace is None:
-                workspace.rmdir()  # Only an empty one goes.
-                return reply, state
-        return reply, replace(state, workspace=workspace)
+        return reply, worker.settle(workspace, state)
 
 
-class _Peer:
-    """The server's end of the socket to a worker: frames out, frames in."""
+@dataclass
+class _Seat:
+    """A worker and the empty folder that it keeps for calls of tasks without files.
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
+    Most calls write no file, and making a folder costs as much as the call: 1.4 ms on a busy disk.
+    """
 
-    def send(self, value: dict[str, Any]) -> None:
-        """Put a frame on its way; one that a dead worker cannot take is dropped."""
-        self._writer.write(frame(value))
+    process: ToolWorker
+    spare: Path | None = None
 
-    async def receive(self) -> dict[str, Any] | None:
-        """The next frame; None where the worker is gone or writes what is not one."""
-        try:
-            size = int.from_bytes(await self._reader.readexactly(4), "big")
-            if size > MAX_FRAME_BYTES:
-                return None
-            return cast(dict[str, Any], json.loads(await self._reader.readexactly(size)))
-        except (asyncio.IncompleteReadError, ConnectionError, ValueError):
-            return None
+    def workspace(self, state: ToolState) -> Path:
+        """An empty folder under `state.root`."""
+        spare, self.spare = self.spare, None
+        if spare is not None:
+            if spare.parent == state.root and spare.is_dir() and not spare.is_symlink():
+                return spare
+            shutil.rmtree(spare, ignore_errors=True)
+        return state.make_workspace()
 
-    async def close(self) -> None:
-        """Close the socket and give its descriptor back."""
-        self._writer.close()
-        with contextlib.suppress(ConnectionError):
-            await self._writer.wait_closed()
-
-
-class _Worker:
-    """One worker process and the socket to it; started again on the next call after it died."""
-
-    def __init__(self, app_ref: str) -> None:
-        self._app_ref = app_ref
-        self._process: asyncio.subprocess.Process | None = None
-        self._peer: _Peer | None = None
-
-    async def start(self) -> None:
-        """Spawn the process and wait until it has imported the application. Raises AppError."""
-        ours, theirs = socket.socketpair()
-        try:
-            self._peer = _Peer(*await asyncio.open_unix_connection(sock=ours))
-            self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "nightschool_server.tool_process", str(theirs.fileno())),
-                stdin=asyncio.subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(),),
-                # Ctrl-C in a terminal is for the server, which ends its workers in order.
-                start_new_session=True,
-            )
-            theirs.close()
-            self._peer.send({"app": self._app_ref, "path": _python_path()})
-            async with asyncio.timeout(START_TIMEOUT_S):
-                reply = await self._peer.receive()
-        except TimeoutError:
-            reply = {"error": f"app {self._app_ref!r} was not imported within {START_TIMEOUT_S:g} s"}
-        except BaseException:
-            await self.stop()
-            raise
-        finally:
-            theirs.close()
-        if reply is None or "error" in reply:
-            await self.stop()
-            raise AppError(reply["error"] if reply else f"app {self._app_ref!r}: importing it ended the tool worker")
-
-    async def call(self, call: dict[str, Any], timeout_s: float) -> dict[str, Any]:
-        """The reply to one call, whatever becomes of it. When it returns or raises, nothing of it runs."""
-        if self._process is None:
-            try:
-                await self.start()
-            except AppError as error:
-                return _failed("execution", f"the tool worker does not start: {error}")
-        assert self._peer is not None
-        self._peer.send(call)
-        # A task of its own, since a cancelled read would lose its place between two frames.
-        receiving = asyncio.create_task(self._peer.receive())
-        try:
-            async with asyncio.timeout(timeout_s):
-                reply = await asyncio.shield(receiving)
-        except TimeoutError:
-            await self._uninterrupted(self._clear(receiving))
-            return _failed("timeout", f"the tool did not end within {timeout_s:g} s and was killed")
-        except BaseException:
-            await self._uninterrupted(self._clear(receiving))
-            raise
-        if reply is None:
-            logger.warning("tool_worker=died tool=%s", call["name"])
-            await self._uninterrupted(self.stop())
-            return _failed("execution", "the tool worker died")
-        return reply
+    def settle(self, workspace: Path, before: ToolState) -> ToolState:
+        """The state `before` a call with the workspace that the call left; an empty new one is kept here."""
+        if workspace.is_symlink() or not workspace.is_dir():  # Tools can do that; nothing must follow it.
+            workspace.unlink(missing_ok=True)
+            return replace(before, workspace=None)
+        if before.workspace is None and not os.listdir(workspace):
+            self.spare = workspace
+            return before
+        return replace(before, workspace=workspace)
 
     async def stop(self) -> None:
-        """End the process with what it runs, and wait until it is gone. Idempotent."""
-        process, self._process = self._process, None
-        peer, self._peer = self._peer, None
-        if peer is not None:
-            await peer.close()  # The worker kills its call and ends when it sees this.
-        if process is None:
-            return
-        try:
-            async with asyncio.timeout(KILL_TIMEOUT_S):
-                await process.wait()
-        except TimeoutError:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
-
-    async def _clear(self, receiving: asyncio.Task[dict[str, Any] | None]) -> None:
-        """Have the worker kill its call, and wait until that is gone; failing that, end the worker."""
-        if self._peer is not None:
-            self._peer.send({"kill": True})
-        try:
-            async with asyncio.timeout(KILL_TIMEOUT_S):
-                if await receiving is not None:
-                    return
-        except TimeoutError:
-            logger.warning("tool_worker=stuck")
-        await self.stop()
-
-    @staticmethod
-    async def _uninterrupted(cleaning: Coroutine[Any, Any, None]) -> None:
-        """Wait for `cleaning` to its end; a cancellation that comes meanwhile is raised after it."""
-        task = asyncio.create_task(cleaning)
-        cancelled: asyncio.CancelledError | None = None
-        while not task.done():
-            try:
-                await asyncio.shield(task)
-            except asyncio.CancelledError as error:
-                cancelled = error
-        if cancelled is not None:
-            raise cancelled
-
-
-def _python_path() -> list[str]:
-    return [os.path.abspath(path) for path in sys.path]
-
-
-def _failed(failure: ToolFailure, content: str) -> dict[str, Any]:
-    return {"failure": failure, "content": f"error: {content}"}
+        """End the process and remove the folder."""
+        await self.process.stop()
+        if self.spare is not None:
+            shutil.rmtree(self.spare, ignore_errors=True)
 
 
 def _outcome(reply: dict[str, Any], state: ToolState, duration_s: float) -> ToolOutcome:

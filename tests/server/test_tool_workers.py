@@ -36,7 +36,6 @@ async def test_a_tool_runs_and_leaves_the_state_alone(workers: ToolWorkers, stat
     outcome = await workers.run("add", {"a": 2, "b": 3}, state)
     assert (outcome.content, outcome.is_error, outcome.failure, outcome.state) == ("5", False, "", state)
     assert outcome.duration_s > 0
-    assert not list(state.root.iterdir())
 
 
 async def test_an_async_tool_runs(workers: ToolWorkers, state: ToolState) -> None:
@@ -105,6 +104,15 @@ async def test_an_error_is_an_observation_and_the_next_call_works(
     assert (await workers.run("add", {"a": 1, "b": 1}, state)).content == "2"
 
 
+async def test_a_tool_that_removes_its_workspace_hurts_no_later_call(workers: ToolWorkers, state: ToolState) -> None:
+    removed = await workers.run("remove_workspace", {}, state)
+    assert removed.state.workspace is None
+    full = await workers.run("put", {"item": "mug"}, removed.state)
+    removed = await workers.run("remove_workspace", {}, full.state)
+    assert (removed.content, removed.state.workspace) == ("removed", None)
+    assert json.loads((await workers.run("look", {}, removed.state.fork())).content)["files"] == []
+
+
 async def test_long_output_is_cut_with_a_mark_and_stdout_goes_nowhere(
     workers: ToolWorkers, state: ToolState, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -141,7 +149,6 @@ async def test_cancelling_kills_the_tool_before_it_returns(
     with pytest.raises(asyncio.CancelledError):
         await call
     assert not any(psutil.pid_exists(pid) for pid in pids)
-    assert not list(state.root.iterdir())
     assert (await workers.run("add", {"a": 1, "b": 1}, state)).content == "2"
 
 

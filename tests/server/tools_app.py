@@ -80,6 +80,16 @@ def keep_a_set(context: ToolContext) -> str:
     return "kept"
 
 
+@tool(effect="workspace")
+def remove_workspace(context: ToolContext) -> str:
+    """Remove the folder of the call, and put a link in its place."""
+    for path in context.workspace.iterdir():
+        path.unlink()
+    context.workspace.rmdir()
+    context.workspace.symlink_to("/tmp")
+    return "removed"
+
+
 @tool(effect="read_only")
 def crash(how: str) -> str:
     """End the process in some way."""
@@ -142,6 +152,7 @@ app = App(
     "Use the tools.",
     [
         add, add_later, put, look, fail_after_writing, fail_by_mistake, change_although_read_only, keep_a_set, crash,
+        remove_workspace,
         hang, leave_running, shout, half_a_character, send_mail,
     ],
     initial_state={"basket": []},
