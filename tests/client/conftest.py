@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from nightschool import AsyncClient, Client, RetryPolicy
 
+from tests.client.fake_replies import DEFAULTS
 from tests.client.fake_server import TOKEN, FakeServer
 
 FAST = RetryPolicy(initial_backoff_s=0.001, max_backoff_s=0.002)
@@ -15,7 +16,7 @@ FAST = RetryPolicy(initial_backoff_s=0.001, max_backoff_s=0.002)
 
 @pytest.fixture
 def server() -> Iterator[FakeServer]:
-    with FakeServer() as started:
+    with FakeServer(defaults=DEFAULTS) as started:
         yield started
 
 

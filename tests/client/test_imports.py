@@ -68,7 +68,7 @@ def test_importing_the_sdk_is_light() -> None:
     code = f"import nightschool, sys; print(*[name for name in {FORBIDDEN} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-X", "importtime", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
-    cumulative_us = {}
+    cumulative_us: dict[str, int] = {}
     for line in done.stderr.splitlines():
         if match := re.match(r"import time:\s+\d+ \|\s+(\d+) \|\s+(\S+)$", line):
             cumulative_us.setdefault(match[2], int(match[1]))

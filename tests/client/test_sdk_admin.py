@@ -28,7 +28,8 @@ from nightschool import (
 from nightschool.convert import from_proto, to_json
 from nightschool_proto.v1 import admin_pb2, agent_pb2, content_pb2
 
-from tests.client.fake_server import FakeServer, adapter, cycle
+from tests.client.fake_replies import adapter, cycle
+from tests.client.fake_server import FakeServer
 
 RENAMED = {"Status": "GetStatusResponse", "Reply": "GenerateResponse"}
 NOT_ON_THE_WIRE = {"Text", "ToolCalled", "ToolReturned", "TaskResult"}
@@ -130,7 +131,7 @@ def test_types_have_the_fields_of_their_messages(cls: type) -> None:
     name = RENAMED.get(cls.__name__, cls.__name__)
     modules = (admin_pb2, agent_pb2, content_pb2)
     message = next(getattr(module, name) for module in modules if hasattr(module, name))
-    fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    fields = {field.name for field in dataclasses.fields(cls)}
     assert fields == set(message.DESCRIPTOR.fields_by_name)
 
 

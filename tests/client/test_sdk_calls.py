@@ -26,7 +26,8 @@ from nightschool import (
 )
 from nightschool_proto.v1 import content_pb2
 
-from tests.client.fake_server import WAIT_S, FakeServer, endless_stream
+from tests.client.fake_replies import endless_stream
+from tests.client.fake_server import WAIT_S, FakeServer
 
 
 def test_generate_returns_a_reply_with_shortcuts_to_its_first_answer(client: Client) -> None:
@@ -34,7 +35,7 @@ def test_generate_returns_a_reply_with_shortcuts_to_its_first_answer(client: Cli
     assert reply.text == "echo hello"
     assert reply.tool_calls == ()
     assert [answer.index for answer in reply.answers] == [0, 1]
-    assert reply.answers[0].finish_reason == FinishReason.STOP == "stop"
+    assert reply.answers[0].finish_reason == FinishReason.STOP
     assert (reply.response_id, reply.adapter) == ("resp_1", "3-abcdef01")
     assert reply.usage.prompt_tokens == 7
     assert reply.answers[0].tokens is None
@@ -56,7 +57,7 @@ def test_options_reach_the_wire_and_absent_ones_stay_absent(client: Client, serv
     assert call.request.priority == content_pb2.PRACTICE
     assert call.request.request_id.startswith("req_")
     assert call.metadata["authorization"] == "Bearer secret"
-    assert 0 < call.remaining_s <= 9
+    assert 0 < call.remaining_s < 10
 
 
 def test_an_unknown_option_is_a_type_error_with_the_nearest_name(client: Client) -> None:

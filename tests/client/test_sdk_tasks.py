@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import grpc
@@ -29,7 +29,8 @@ from nightschool import (
 )
 from nightschool_proto.v1 import agent_pb2, content_pb2
 
-from tests.client.fake_server import WAIT_S, FakeServer, failing, task_script
+from tests.client.fake_replies import task_script
+from tests.client.fake_server import WAIT_S, FakeServer, failing
 
 
 def stock(item: str, shelf: int = 1) -> dict[str, int]:
@@ -204,11 +205,12 @@ def test_a_function_that_is_no_tool_is_refused_with_the_reason(client: Client) -
     def splat(*x: int) -> None:
         """Does nothing."""
 
-    for function, problem in [
+    refused: list[tuple[Callable[..., Any], str]] = [
         (undocumented, "has no docstring"),
         (unhinted, "'x' of tool 'unhinted' has no type hint"),
         (exotic, "'x' of tool 'exotic'.*no JSON Schema"),
         (splat, "given by name"),
-    ]:
+    ]
+    for function, problem in refused:
         with pytest.raises(ToolError, match=problem):
             client.run_task("count", tools=[function])

@@ -1,0 +1,81 @@
+"""`serve`, `learn` and `token`: this process becomes one of the server's or the learner's, arguments passed through.
+
+The client imports neither package: it looks whether the extra is installed and calls exec.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import click
+
+from nightschool.cli.root import Target
+from nightschool.config import environment_of, home_folder
+
+NEEDED = {
+    "server": ("nightschool_server", "torch", "transformers", "pydantic", "sqlite_utils"),
+    "learner": ("nightschool_learner", "torch", "trl", "peft", "apscheduler"),
+}
+"""Modules that tell whether an extra is installed; the house's own packages come with every install."""
+
+PASS_THROUGH: dict[str, Any] = {
+    "ignore_unknown_options": True,
+    "allow_interspersed_args": False,
+    "help_option_names": [],
+}
+
+
+@click.command(context_settings=PASS_THROUGH, add_help_option=False)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.pass_obj
+def serve(target: Target, *, arguments: Sequence[str]) -> None:
+    """Serve a model and let it learn; `nightschool serve --help` shows the server's own options.
+
+    Example: nightschool serve --model examples/shop/model --app examples.shop.app:app
+    """
+    _become("server", "nightschool_server", target, ["serve", *arguments])
+
+
+@click.command(context_settings=PASS_THROUGH, add_help_option=False)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.pass_obj
+def learn(target: Target, *, arguments: Sequence[str]) -> None:
+    """Run the learner alone, beside a server started with --no-learner.
+
+    Example: nightschool learn --home /srv/nightschool
+    """
+    named = any(argument == "--home" or argument.startswith("--home=") for argument in arguments)
+    home = [] if named else ["--home", str(home_folder(target.home))]
+    _become("learner", "nightschool_learner", target, [*home, *arguments])
+
+
+@click.command(context_settings=PASS_THROUGH, add_help_option=False)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.pass_obj
+def token(target: Target, *, arguments: Sequence[str]) -> None:
+    """Make, list and revoke tokens, on the server's machine.
+
+    Example: nightschool token create app --scope user
+    """
+    _become("server", "nightschool_server", target, ["token", *arguments])
+
+
+def _become(extra: str, package: str, target: Target, arguments: Sequence[str]) -> NoReturn:
+    """Replace this process by `python -m package arguments`."""
+    if missing := missing_modules(NEEDED[extra]):
+        context = click.get_current_context()
+        if "--help" in arguments:
+            click.echo(f"Usage: {context.command_path} [OPTIONS]\n\n{context.command.help}\n")
+        raise click.UsageError(f"{missing[0]} is not installed: pip install 'nightschool[{extra}]'")
+    sys.stdout.flush()
+    command = [sys.executable, "-m", package, *arguments]
+    os.execve(sys.executable, command, environment_of(target.home))
+
+
+def missing_modules(names: Sequence[str]) -> list[str]:
+    """Those that cannot be imported; none of them is imported to find out."""
+    return [name for name in names if importlib.util.find_spec(name) is None]
