@@ -49,6 +49,8 @@ class Learner:
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     """Set on SIGTERM; a running cycle is left for the next learner."""
     _renewed_at: float = 0.0
+    _taken: str = ""
+    """The cycle that this process runs or ran last."""
 
     async def run(self) -> None:
         """Run cycles as they are queued, until `stopping` is set."""
@@ -115,7 +117,9 @@ class Learner:
 
     def _take(self, row: CycleRow) -> CycleRow:
         """Start a queued cycle, or take up one that was running."""
-        if row.state == "running":
+        if row.state == "running" and row.id == self._taken:
+            logger.info("event=cycle_reconnected cycle=%s", row.id)
+        elif row.state == "running":
             row = records.resume(self.store, row)
             logger.info("event=cycle_resumed cycle=%s num_resumes=%d", row.id, row.num_resumes)
         else:
@@ -124,6 +128,7 @@ class Learner:
             incumbent = records.active_adapter(self.store)
             row = records.start(self.store, row, seed=seed, incumbent=incumbent, config=config)
             logger.info("event=cycle_started cycle=%s incumbent=%s seed=%d", row.id, incumbent, seed)
+        self._taken = row.id
         records.renew_lease(self.store, row.id, os.getpid(), self.config.learner.lease_s)
         return row
 
