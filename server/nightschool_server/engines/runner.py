@@ -98,7 +98,6 @@ class Runner:
         self.cache.reserve(max(c.sequence.slot for c in chunks) + 1, max(c.end for c in chunks))
         starts = np.cumsum([0, *(c.end - c.start for c in chunks)]).tolist()
         self.cache.cells = self._cells(chunks).to(device)
-        self.adapters.routes.slices = _adapter_slices(chunks, starts)
         input_ids = torch.from_numpy(np.concatenate([c.sequence.ids[c.start : c.end] for c in chunks])[None]).to(device)
         read, first_rows = _read_positions(chunks, starts)
         arguments: dict[str, Any] = {
@@ -110,7 +109,9 @@ class Runner:
         indices = torch.tensor(read, dtype=torch.long, device=device)
         if self.parts.keeps_logits:
             arguments["logits_to_keep"] = indices
+        # The vision tower runs first, on other tokens than this row's: the routes are set after it.
         embeds = self._embeds_with_images(chunks, starts, input_ids)
+        self.adapters.routes.slices = _adapter_slices(chunks, starts)
         if embeds is None:
             output = self.parts.model(input_ids=input_ids, **arguments)
         else:
