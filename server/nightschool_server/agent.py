@@ -176,23 +176,29 @@ async def execute(
         return Execution(parsed.text, (), (observation,), "parse", False, state)
     observations: list[Message] = []
     failure: Failure = ""
-    for call in parsed.calls:
-        await on_event(ToolStarted(call))
-        outcome = await executor.run(call, state)
-        state = outcome.state
-        failure = failure or _FAILURES[outcome.failure]
-        observations.append(tool_result(call, outcome.content, is_error=outcome.is_error))
-        await on_event(ToolFinished(call, outcome))
+    before = state
+    try:
+        for call in parsed.calls:
+            await on_event(ToolStarted(call))
+            outcome = await executor.run(call, state)
+            state = outcome.state
+            failure = failure or _FAILURES[outcome.failure]
+            observations.append(tool_result(call, outcome.content, is_error=outcome.is_error))
+            await on_event(ToolFinished(call, outcome))
+    except BaseException:
+        _drop(state, before)
+        raise
     return Execution(parsed.text, parsed.calls, tuple(observations), failure, False, state)
 
 
 async def run_episode(episode: Episode, actor: Actor, on_event: OnEvent = ignore) -> EpisodeResult:
     """Take steps until the model answers or a limit is reached.
 
-    Cancelling stops the model and the running tool at once. Raises what the engine raises; a context
+    Cancelling stops the model and the running tool at once; then, and whenever this raises, only the
+    workspace that `episode` came with is the caller's to discard. Raises what the engine raises; a context
     that overflows after the first step is the limit `max_tokens`.
     """
-    start = len(episode.messages)
+    begun = episode
     ending: tuple[Outcome, str] | None = None
     try:
         async with asyncio.timeout(episode.limits.max_time_s) as deadline:
@@ -209,12 +215,22 @@ async def run_episode(episode: Episode, actor: Actor, on_event: OnEvent = ignore
                 ending = _ending(episode)
     except TimeoutError:
         if not deadline.expired():
+            _drop(episode.state, begun.state)
             raise
         ending = "max_time", f"the task took more than {episode.limits.max_time_s:g} s"
+    except BaseException:
+        _drop(episode.state, begun.state)
+        raise
     assert ending is not None
-    result = _result(episode, ending, start)
+    result = _result(episode, ending, len(begun.messages))
     await on_event(Finished(result))
     return result
+
+
+def _drop(state: ToolState, kept: ToolState) -> None:
+    """Discard a workspace that nobody will be told of."""
+    if state.workspace != kept.workspace:
+        state.discard()
 
 
 def _ending(episode: Episode) -> tuple[Outcome, str] | None:

@@ -232,6 +232,19 @@ async def test_cancelling_stops_the_tool(run: Run, tmp_path: Path) -> None:
     assert not any(psutil.pid_exists(pid) for pid in pids)
 
 
+async def test_files_of_a_task_that_was_cancelled_are_removed(run: Run, tmp_path: Path, state: ToolState) -> None:
+    fifo = make_fifo(tmp_path)
+    put, hang = write_call("put", {"item": "mug"}), write_call("hang", {"fifo": str(fifo)})
+    for lines in ([put + hang], [put, hang]):
+        episode = run(Script(lines))
+        await read_pids(fifo)
+        assert list(state.root.rglob("mug"))
+        episode.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await episode
+        assert not list(state.root.rglob("mug"))
+
+
 async def test_a_context_that_overflows_ends_a_begun_episode_and_refuses_a_new_one(run: Run) -> None:
     result = await run(Script([ADD, "overflow"]))
     assert (result.outcome, result.reason, result.num_steps) == ("max_tokens", "too long", 1)
