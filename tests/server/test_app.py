@@ -182,3 +182,13 @@ def test_no_held_out_tasks_is_an_error_with_a_remedy(tmp_path: Path) -> None:
         load_evaluation(App("shop", "", evaluation=tmp_path / "none"))
     with pytest.raises(AppError, match="has no tasks"):
         load_evaluation(write_tasks(tmp_path / "tasks.jsonl"))
+
+
+def test_the_application_in_the_docs_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "tools.md").read_text()
+    source = page.partition("```python\n")[2].partition("```")[0]
+    (tmp_path / "shop_of_the_docs.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    shop = load_app("shop_of_the_docs:app")
+    assert [(tool.spec.name, tool.effect) for tool in shop.tools] == [("price", "read_only"), ("note", "workspace")]
+    assert shop.tools[0]("mug") == 7
