@@ -6,7 +6,7 @@
         manifest.json               what they are and where they come from
 
 Copies from a source folder (or from bytes) only those two files, and reads a `provenance.json` beside them where the
-trainer left one: {"cycle_id", "data", "training", "probe"}, each optional. Owns the files; what makes them an adapter is
+trainer left one: {"cycle_id", "data", "training", "probe"}, each optional. Owns the files; what makes an adapter is
 `adapter_format.py`'s, states and rows are the registry's.
 """
 

@@ -19,6 +19,9 @@ from nightschool_server.store import Row, Store
 
 AdapterState = Literal["candidate", "canary", "active", "retired", "rejected", "quarantined"]
 
+SERVER = "server"
+"""The actor of what nobody asked for."""
+
 
 @dataclass(frozen=True)
 class AdapterRecord:
@@ -85,6 +88,12 @@ def get_record(store: Store, name: str) -> AdapterRecord | None:
     """The adapter of that name, None where there is none or it was deleted."""
     row = store.one(f"SELECT {_COLUMNS} FROM adapters WHERE name = ? AND deleted_at IS NULL", (name,))
     return None if row is None else _record(row)
+
+
+def get_state(store: Store, name: str) -> AdapterState | None:
+    """The state of the adapter of that name, None where there is none or it was deleted."""
+    row = store.one("SELECT state FROM adapters WHERE name = ? AND deleted_at IS NULL", (name,))
+    return None if row is None else row["state"]
 
 
 def all_records(store: Store) -> list[AdapterRecord]:

@@ -119,7 +119,7 @@ class AdaptersConfig(_Section):
     """Adapters in the engine at once; those that nobody uses leave first."""
     max_folder_bytes: Positive = 4096 * MIB
     """A larger adapter is refused, bytes."""
-    min_probe_effect_nats: Annotated[float, Field(ge=0)] = 1e-6
+    min_probe_effect_nats: Annotated[float, Field(ge=0)] = 1e-4
     """The largest change of a probe token's logprob against the base must exceed this."""
     max_probe_error_nats: Annotated[float, Field(gt=0)] = 0.05
     """How far a probe token's logprob may lie from the trainer's recorded one, mean over the probe."""
