@@ -10,11 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from nightschool_learner.manifest import Alarm, AlarmLimits, last_quarter
+from nightschool_learner.manifest import Alarm, AlarmLimits, AlarmName, last_quarter
 
 SHOWN = (
     "loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "logps/chosen",
-    "logps/rejected", "tokens/chosen", "tokens/rejected", "entropy", "grad_norm",
+    "logps/rejected", "entropy", "grad_norm",
 )  # fmt: skip
 """The metrics that a result keeps."""
 
@@ -31,35 +31,26 @@ def end_metrics(rows: Sequence[Mapping[str, float]], beta: float) -> dict[str, f
     return means
 
 
-def find_alarms(rows: Sequence[Mapping[str, float]], beta: float, limits: AlarmLimits) -> tuple[Alarm, ...]:
-    """Every alarm that the rows give cause for; none for a run that logged nothing."""
-    alarms: list[Alarm] = []
-    broken = sum(not math.isfinite(value) for row in rows for value in row.values())
-    if broken:
-        alarms.append(_alarm("not_finite", broken, 0, f"{broken} logged values are not finite"))
+def find_alarms(
+    rows: Sequence[Mapping[str, float]], beta: float, limits: AlarmLimits, length_ratio: float = 1.0
+) -> tuple[Alarm, ...]:
+    """Every alarm that the rows give cause for.
+
+    `length_ratio` is tokens of chosen over tokens of rejected answers in the pairs: what DPO learns of length
+    comes from there, and what came of it is measured at the gate.
+    """
     means = end_metrics(rows, beta)
     chosen, rejected = means.get("log_ratio/chosen", 0.0), means.get("log_ratio/rejected", 0.0)
-    if chosen < -limits.max_chosen_fall:
-        alarms.append(
-            _alarm("chosen_fall", -chosen, limits.max_chosen_fall, f"chosen answers lost {-chosen:.2f} nats each")
-        )
     drift = max(abs(chosen), abs(rejected))
-    if drift > limits.max_drift:
-        alarms.append(
-            _alarm("drift", drift, limits.max_drift, f"policy and reference differ by {drift:.1f} nats an answer")
-        )
-    tokens = [(row["tokens/chosen"], row["tokens/rejected"]) for row in rows if "tokens/chosen" in row]
-    ratio = sum(c for c, _ in tokens) / max(1e-9, sum(r for _, r in tokens)) if tokens else 1.0
-    if ratio > limits.max_length_ratio:
-        alarms.append(
-            _alarm(
-                "length", ratio, limits.max_length_ratio, f"chosen answers are {ratio:.2f} times as long as rejected"
-            )
-        )
-    return tuple(alarms)
-
-
-def _alarm(name: str, value: float, limit: float, message: str) -> Alarm:
-    return Alarm.model_validate(
-        {"name": name, "value": value, "limit": limit, "message": f"{message} (limit {limit:g})"}
+    broken = sum(not math.isfinite(value) for row in rows for value in row.values())
+    found: list[tuple[AlarmName, float, float, str]] = [
+        ("not_finite", broken, 0, f"{broken} logged values are not finite"),
+        ("chosen_fall", -chosen, limits.max_chosen_fall, f"chosen answers lost {-chosen:.2f} nats each"),
+        ("drift", drift, limits.max_drift, f"policy and reference differ by {drift:.1f} nats an answer"),
+        ("length", length_ratio, limits.max_length_ratio, f"chosen answers are {length_ratio:.2f} times as long"),
+    ]
+    return tuple(
+        Alarm(name=name, value=value, limit=limit, message=f"{message} (limit {limit:g})")
+        for name, value, limit, message in found
+        if value > limit
     )

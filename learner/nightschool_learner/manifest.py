@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+AlarmName = Literal["chosen_fall", "drift", "length", "not_finite"]
 Phase = Literal["starting", "loading", "preparing", "training", "publishing", "done"]
 
 
@@ -105,7 +106,7 @@ class Manifest(_Frozen):
 class Alarm(_Frozen):
     """One metric that left its bounds."""
 
-    name: Literal["chosen_fall", "drift", "length", "not_finite"]
+    name: AlarmName
     value: float
     limit: float
     message: str
@@ -121,6 +122,8 @@ class Result(_Frozen):
     num_pairs: int
     num_dropped: int
     """Pairs longer than `max_length`."""
+    length_ratio: float
+    """Tokens of chosen over tokens of rejected answers."""
     pairs_sha256: str
     hyperparameters: Hyperparameters
     target_modules: str

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PARENT_POLL_S = 0.5
-LOCK_WAIT_S = 10.0
+LOCK_WAIT_S = 3.0
 """How long a start waits for a dying predecessor to let go of the folder."""
 
 
@@ -45,6 +45,7 @@ class Run:
     folder: RunFolder
     num_pairs: int = 0
     num_dropped: int = 0
+    length_ratio: float = 1.0
     seconds: dict[str, float] = field(default_factory=dict)
 
     def tell(self, phase: Phase, step: int = 0, num_steps: int = 0) -> None:
@@ -91,7 +92,7 @@ def train(run: Run) -> Result:
 
         student = load_student(run.manifest)
     with run.timed("preparing"):
-        trainer, run.num_pairs, run.num_dropped = _prepare(run, student)
+        trainer = _prepare(run, student)
         checkpoint = last_whole_checkpoint(run.folder.checkpoints)
         run.folder.keep_metrics_until(int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0)
     with run.timed("training"):
@@ -122,8 +123,8 @@ def publish(model: Any, folder: Path) -> None:
     partial.replace(folder)
 
 
-def _prepare(run: Run, student: Student) -> tuple[Any, int, int]:
-    """The trainer over the encoded pairs, and how many pairs there are and were dropped."""
+def _prepare(run: Run, student: Student) -> Any:
+    """The trainer over the encoded pairs; notes in `run` how many there are and how long they are."""
     import hashlib
 
     import datasets
@@ -150,8 +151,9 @@ def _prepare(run: Run, student: Student) -> tuple[Any, int, int]:
     pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     collator = PairCollator.of(kept, student.renderer, pad_id, student.loaded.parts.model)
     dataset = datasets.Dataset.from_dict({"row": list(range(len(kept)))})
-    trainer = make_trainer(student, dataset, collator, manifest, MetricsWriter(run.folder.metrics, run.tell))
-    return trainer, len(kept), len(rows) - len(kept)
+    run.num_pairs, run.num_dropped = len(kept), len(rows) - len(kept)
+    run.length_ratio = sum(len(p.chosen_ids) for p in kept) / max(1, sum(len(p.rejected_ids) for p in kept))
+    return make_trainer(student, dataset, collator, manifest, MetricsWriter(run.folder.metrics, run.tell))
 
 
 def _probe(run: Run, student: Student, model: Any) -> dict[str, Any]:
@@ -175,13 +177,22 @@ def _finish(run: Run, student: Student, num_steps: int, probe: Mapping[str, Any]
     manifest, rows = run.manifest, run.folder.read_metrics()
     beta = manifest.hyperparameters.beta
     result = Result(
-        cycle_id=manifest.cycle_id, parent=manifest.parent, adapter_folder=run.folder.adapter,
-        num_steps=num_steps, num_pairs=run.num_pairs, num_dropped=run.num_dropped,
-        pairs_sha256=manifest.pairs_sha256, hyperparameters=manifest.hyperparameters,
-        target_modules=student.target_modules, metrics=end_metrics(rows, beta),
-        alarms=find_alarms(rows, beta, manifest.limits), probe=probe, seconds=run.seconds,
+        cycle_id=manifest.cycle_id,
+        parent=manifest.parent,
+        adapter_folder=run.folder.adapter,
+        num_steps=num_steps,
+        num_pairs=run.num_pairs,
+        num_dropped=run.num_dropped,
+        length_ratio=run.length_ratio,
+        pairs_sha256=manifest.pairs_sha256,
+        hyperparameters=manifest.hyperparameters,
+        target_modules=student.target_modules,
+        metrics=end_metrics(rows, beta),
+        alarms=find_alarms(rows, beta, manifest.limits, run.length_ratio),
+        probe=probe,
+        seconds=run.seconds,
         versions={module.__name__: str(module.__version__) for module in (torch, transformers, peft, trl)},
-    )  # fmt: skip
+    )
     write_whole(run.folder.result, result.model_dump_json(indent=1))
     run.tell("done", result.num_steps, result.num_steps)
     return result

@@ -66,12 +66,12 @@ def encode_pair(renderer: Renderer, row: Mapping[str, Any], blobs: Path, eos_id:
     images = {sha256: (blobs / sha256[:2] / sha256).read_bytes() for sha256 in row["images"]}
     prompt = Prompt(parse_messages(row["prompt"], row["images"]), parse_tools(row.get("tools")), images)
     rendered = renderer.render(prompt)
-    answers = [
-        row.get(f"{side}_token_ids") or [*renderer.tokenise(row[side][0]["content"]).tolist(), eos_id]
-        for side in ("chosen", "rejected")
-    ]
     return EncodedPair(
-        prompt, rendered.token_ids.tolist(), *map(list, answers), (rendered.keys < 0).astype(int).tolist()
+        prompt,
+        rendered.token_ids.tolist(),
+        _answer(renderer, row, "chosen", eos_id),
+        _answer(renderer, row, "rejected", eos_id),
+        (rendered.keys < 0).astype(int).tolist(),
     )
 
 
@@ -139,6 +139,12 @@ def score_text(model: Any, renderer: Renderer, probe: ProbePrompt) -> list[float
         logits = model(input_ids=torch.tensor([prompt + answer], device=model.device)).logits[0]
     logprobs = logits[len(prompt) - 1 : -1].float().log_softmax(-1)
     return [float(logprobs[position, token]) for position, token in enumerate(answer)]
+
+
+def _answer(renderer: Renderer, row: Mapping[str, Any], side: str, eos_id: int) -> list[int]:
+    """As sampled where that is known, else the text's tokens and the end of the turn."""
+    sampled = row.get(f"{side}_token_ids")
+    return list(sampled) if sampled else [*renderer.tokenise(row[side][0]["content"]).tolist(), eos_id]
 
 
 def _parts(row: Mapping[str, Any], images: Any) -> list[Part]:

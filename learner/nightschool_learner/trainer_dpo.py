@@ -2,8 +2,10 @@
 
 Deviations from TRL 1.16, each with its reason: the dataset is not prepared by TRL, its rows are indices of pairs
 that the collator holds as tokens (see `trainer_data.py`); TRL sees no images, the collator brings them, so that
-reference logprobs can be computed once for pairs with images too. Source of the loss: DPO (arXiv 2305.18290, eq. 7) plus nll_weight * NLL of the chosen answer per
-token (arXiv 2404.19733, eq. 2, which divides by prompt and answer together).
+reference logprobs can be computed once for pairs with images too.
+
+Source of the loss: DPO (arXiv 2305.18290, eq. 7) plus nll_weight * NLL of the chosen answer per token
+(arXiv 2404.19733, eq. 2, which divides by the tokens of prompt and answer together).
 """
 
 from __future__ import annotations

@@ -13,7 +13,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from nightschool_server.engine import BASE
 from nightschool_server.engines.loading import LoadedModel, load_model
 from nightschool_server.engines.rendering import Renderer
@@ -72,9 +71,8 @@ def load_student(manifest: Manifest) -> Student:
 
 
 def load_base(base_model: str) -> LoadedModel:
-    """The base model as the engine loads it, on plain attention."""
-    dtype = "auto" if torch.cuda.is_available() else "float32"
-    return load_model(TransformersEngineConfig(base_model, dtype=dtype))
+    """The base model as the engine loads it, on plain attention: on a GPU in bfloat16, else in float32."""
+    return load_model(TransformersEngineConfig(base_model))
 
 
 def fresh_lora(pattern: str, wanted: Hyperparameters) -> LoraConfig:
