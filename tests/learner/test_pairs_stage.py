@@ -1,0 +1,82 @@
+"""From practised steps to the trainer's file, on the real store."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from nightschool_learner.errors import NothingToLearnError
+from nightschool_learner.explore import ExploreStage
+from nightschool_learner.pair_export import export_rows
+from nightschool_learner.pairs import PairsStage
+from nightschool_learner.seed_records import KEPT, insert_task, new_task
+from nightschool_learner.stages import Cycle
+from nightschool_server.chat import template_tools
+from nightschool_server.engine import Prompt, Sampling
+from nightschool_server.store import Store
+from nightschool_server.toolcalls import write_call
+
+from tests.learner.practice_app import app
+from tests.learner.practice_home import FakeCritic, FakeSampler, cycle_on, dump, open_home
+
+PICTURE = "d" * 64
+MUG = write_call("price", {"item": "mug"})
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_home(tmp_path)
+
+
+def answer(prompt: Prompt, sampling: Sampling, index: int) -> str:
+    if prompt.messages[-1].role == "tool":
+        return "12" if sampling.n == 1 else ["12 coins", "?", "12", "12"][index]
+    return MUG if sampling.n == 1 else [write_call("price", {"item": "x"}), "12", MUG, MUG][index]
+
+
+async def explored(store: Store, *overrides: str) -> Cycle:
+    cycle = cycle_on(store, *overrides)
+    with store.transaction() as db:
+        insert_task(db, cycle.id, new_task(0, "What is this mug?", (PICTURE,), KEPT), [], [])
+    await ExploreStage(lambda cycle: FakeSampler(answer), lambda cycle, _: FakeCritic()).run(cycle)
+    return cycle
+
+
+async def test_pairs_are_rows_and_lines_that_trl_reads(store: Store) -> None:
+    cycle = await explored(store, "pairs.min_pairs=1")
+    await PairsStage().run(cycle)
+    rows = [json.loads(line) for line in (cycle.folder / "pairs.jsonl").read_text().splitlines()]
+    assert rows == export_rows(store, cycle.id, app.specs)
+    assert [(row["chosen"][0]["content"], row["rejected"][0]["content"], row["kind"]) for row in rows] == [
+        (MUG, write_call("price", {"item": "x"}), "ran_vs_failed"),
+        (MUG, "12", "both_ran"),
+        ("12 coins", "12", "both_ran"),
+        ("12 coins", "?", "both_ran"),
+    ]
+    first, last = rows[0], rows[-1]
+    assert first["prompt"] == [
+        {"role": "system", "content": "Help."},
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is this mug?"}]},
+    ]
+    assert last["prompt"][2:] == [
+        {"role": "assistant", "content": MUG},
+        {"role": "tool", "name": "price", "content": "12"},
+    ]
+    assert first["images"] == [PICTURE]
+    assert first["tools"] == template_tools(app.specs)
+    assert bytes(first["chosen_token_ids"]).decode() == MUG, "the token ids are those that were sampled"
+    assert last["margin"] == 7.0
+
+
+async def test_the_stage_may_run_again(store: Store) -> None:
+    cycle = await explored(store, "pairs.min_pairs=1")
+    await PairsStage().run(cycle)
+    rows, text = dump(store, "pairs"), (cycle.folder / "pairs.jsonl").read_text()
+    await PairsStage().run(cycle)
+    assert (dump(store, "pairs"), (cycle.folder / "pairs.jsonl").read_text()) == (rows, text)
+
+
+async def test_too_few_pairs_end_the_cycle(store: Store) -> None:
+    with pytest.raises(NothingToLearnError, match="4 preference pairs, fewer than"):
+        await PairsStage().run(await explored(store))
