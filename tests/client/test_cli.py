@@ -275,3 +275,19 @@ def test_a_missing_extra_is_one_sentence(command: str, extra: str, tmp_path: Pat
     assert len(done.stderr.splitlines()) == 1
     helped = subprocess.run([*start, "--help"], capture_output=True, text=True, timeout=60, check=False)
     assert f"Example: nightschool {command}" in helped.stdout
+
+
+def test_the_server_s_own_help_is_passed_through(tmp_path: Path) -> None:
+    command = [*COMMAND, "--home", str(tmp_path), "serve", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert "--no-learner" in done.stdout
+
+
+def test_tokens_are_made_in_the_home_folder(tmp_path: Path) -> None:
+    home = tmp_path / "school"
+    command = [*COMMAND, "--home", str(home), "token"]
+    made = subprocess.run([*command, "create", "app"], capture_output=True, text=True, timeout=120, check=True)
+    assert made.stdout.startswith("ns_")
+    assert (home / "nightschool.db").exists()
+    refused = subprocess.run([*command, "destroy"], capture_output=True, text=True, timeout=120, check=False)
+    assert refused.returncode == 2
