@@ -45,6 +45,11 @@ def keep_all(text: str) -> str:
     return text
 
 
+def redactor_of(enabled: bool) -> Redactor:
+    """The redactor of `log.redact`."""
+    return redact_patterns if enabled else keep_all
+
+
 def redact_message(message: Message, redactor: Redactor) -> Message:
     """The message with every text in it redacted; images stay as they are."""
     return replace(message, parts=tuple(_redact_part(part, redactor) for part in message.parts))

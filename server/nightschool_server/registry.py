@@ -35,8 +35,10 @@ from nightschool_server.errors import (
 from nightschool_server.home import Home
 from nightschool_server.leases import Lease
 from nightschool_server.loaded import LoadedAdapters
-from nightschool_server.routing import Router
+from nightschool_server.routing import PROVEN, Router
 from nightschool_server.store import Row, Store
+
+__all__ = ["PROVEN", "AdapterRegistry", "AdapterView", "Lease", "RouteChange", "Source"]
 
 log = logging.getLogger(__name__)
 

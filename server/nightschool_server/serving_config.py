@@ -66,12 +66,14 @@ class EngineConfig(_Section):
     """Which engine. `auto` takes the best one that is installed."""
     model: str = ""
     """Folder or hub id of the base model. Empty: the application's own."""
-    device: str = "auto"
-    """`auto`, `cpu`, `mps`, `cuda` or `cuda:N`."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Of the weights. `auto`: float32 on a CPU, else as stored."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where the model runs."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the weights. `auto`: bfloat16 on CUDA, float32 elsewhere."""
     num_slots: Positive = 32
     """Answers that are decoded in one step."""
+    num_retained_slots: Annotated[int, Field(ge=0)] = 8
+    """Further slots that only keep finished prefixes for reuse."""
     context_length: Annotated[int, Field(ge=0)] = 0
     """Tokens of prompt and answer together. 0: the model's."""
     max_lora_rank: Annotated[int, Field(ge=1, le=512)] = 64
@@ -79,9 +81,9 @@ class EngineConfig(_Section):
     prefill_chunk_tokens: Annotated[int, Field(ge=16)] = 512
     """Prompt tokens that one step takes in, so that a long prompt does not hold up those that decode."""
     num_threads: Annotated[int, Field(ge=0)] = 0
-    """Torch threads. 0: the engine's choice."""
+    """Torch threads. 0: all cores but one."""
     max_waiting: Positive = 1024
-    """Requests that may wait for a slot; one more is answered RESOURCE_EXHAUSTED."""
+    """Answers that may wait for a slot, live and practice counted apart; one more is refused."""
     max_practice_rows_with_live: Annotated[int, Field(ge=0)] = 8
     """Practice answers that are decoded in the same step as live ones: fewer favours live latency."""
 
