@@ -12,7 +12,7 @@ import contextlib
 import os
 import sqlite3
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from nightschool_proto.v1 import admin_pb2
 
@@ -59,7 +59,7 @@ class CycleAdmin:
         """A cycle as it is now. Raises UnknownCycleError."""
         return cycle_to_proto(cycle_rows(self._store, cycle_id))
 
-    async def watch(self, cycle_id: str) -> AsyncIterator[admin_pb2.Cycle]:
+    async def watch(self, cycle_id: str) -> AsyncGenerator[admin_pb2.Cycle, None]:
         """The cycle now, then at every change, until it has ended. Raises UnknownCycleError."""
         last: CycleRows | None = None
         with contextlib.closing(_Changes(self._store)) as changes:
@@ -88,6 +88,19 @@ class CycleAdmin:
             db.execute("UPDATE cycles SET cancel_reason = ? WHERE id = ? AND state = 'running'", (why, cycle_id))
             audit(db, actor, "cancel_cycle", cycle_id, reason)
         return self.get(cycle_id)
+
+    def refuse_while_learning_from(self, caller: str) -> None:
+        """Raises FailedPreconditionError while a cycle learns from a caller's requests: its rows must not vanish
+        under it."""
+        row = self._store.one(
+            "SELECT c.id FROM cycles c JOIN cycle_seeds s ON s.cycle_id = c.id JOIN requests r ON r.id = s.response_id "
+            "WHERE c.state = 'running' AND r.caller = ? LIMIT 1",
+            (caller,),
+        )
+        if row is not None:
+            raise FailedPreconditionError(
+                f"cycle {row['id']} is learning from requests of {caller!r}: cancel it or wait until it has ended"
+            )
 
     def pause(self, actor: str, reason: str, *, paused: bool) -> admin_pb2.LearnerStatus:
         """Hold the learner between two units of work, or let it go on."""

@@ -16,14 +16,17 @@ import grpc
 from nightschool_proto.v1 import agent_pb2, agent_pb2_grpc
 
 from nightschool_server import wire
+from nightschool_server.engine import BASE
 from nightschool_server.errors import InvalidRequestError
 from nightschool_server.generation import Generator, gathered
 from nightschool_server.interceptors import current_caller
 from nightschool_server.pages import page_of
 from nightschool_server.request_log import Feedback
+from nightschool_server.routing import PROVEN
 from nightschool_server.runtime import Runtime
 from nightschool_server.served import Recorder
 from nightschool_server.task_runner import TaskRunner
+from nightschool_server.wire_replies import timestamp
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -40,14 +43,14 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
     async def Generate(self, request: agent_pb2.GenerateRequest, context: Context) -> agent_pb2.GenerateResponse:
         """One model call, the whole answer at once."""
         call = await self._call_of(request)
-        return await gathered(self._generator.events(call, "generate", current_caller().name))
+        return await gathered(self._generator.events(call, "generate", current_caller()))
 
     async def StreamGenerate(
         self, request: agent_pb2.GenerateRequest, context: Context
     ) -> AsyncIterator[agent_pb2.StreamGenerateResponse]:
         """One model call, as tokens are sampled."""
         call = await self._call_of(request)
-        async with aclosing(self._generator.events(call, "stream", current_caller().name)) as events:
+        async with aclosing(self._generator.events(call, "stream", current_caller())) as events:
             async for event in events:
                 yield event
 
@@ -55,7 +58,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
         self, request_iterator: AsyncIterator[agent_pb2.RunTaskRequest], context: Context
     ) -> AsyncIterator[agent_pb2.RunTaskResponse]:
         """The agent loop, with the application's tools and the client's."""
-        async with aclosing(self._tasks.responses(request_iterator, current_caller().name)) as responses:
+        async with aclosing(self._tasks.responses(request_iterator, current_caller())) as responses:
             async for response in responses:
                 yield response
 
@@ -70,11 +73,26 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
     async def ListModels(self, request: agent_pb2.ListModelsRequest, context: Context) -> agent_pb2.ListModelsResponse:
         """The base model, then the adapters that a request may be pinned to, newest first."""
         page = page_of(request, "models")
-        models, token = page.cut(
-            [model for model in self._models() if page.after is None or model.name > page.after[0]][: page.size + 1],
-            lambda model: (model.name,),
+        before = page.after[0] if page.after else None
+        # The base model opens the first page.
+        views = self._runtime.registry.list(before_sequence=before, limit=page.size + 1)
+        kept, token = page.cut(views, lambda view: (view.record.sequence,))
+        names = [(view.record.name, view.record.created_at) for view in kept if view.record.state in PROVEN]
+        models: list[tuple[str, float | None]] = [*([] if page.after else [(BASE, None)]), *names]
+        return agent_pb2.ListModelsResponse(
+            models=[self._model(name, created_at) for name, created_at in models], next_page_token=token
         )
-        return agent_pb2.ListModelsResponse(models=models, next_page_token=token)
+
+    def _model(self, name: str, created_at: float | None) -> agent_pb2.Model:
+        info = self._runtime.engine.model
+        return agent_pb2.Model(
+            name=name,
+            base_model=info.name,
+            active=name == self._runtime.registry.active,
+            context_length=info.context_length,
+            accepts_images=info.accepts_images,
+            created_at=timestamp(created_at),
+        )
 
     async def _call_of(self, request: agent_pb2.GenerateRequest) -> wire.ModelCall:
         limits = self._runtime.image_limits

@@ -14,6 +14,7 @@ from contextlib import aclosing
 from nightschool_proto.v1 import agent_pb2
 
 from nightschool_server import chat, engine
+from nightschool_server.auth import Caller
 from nightschool_server.errors import InvalidRequestError
 from nightschool_server.ids import new_id
 from nightschool_server.repeats import Claim
@@ -35,9 +36,9 @@ class Generator:
         self._runtime = runtime
         self._recorder = recorder
 
-    async def events(self, call: ModelCall, method: Method, caller: str) -> Events:
+    async def events(self, call: ModelCall, method: Method, caller: Caller) -> Events:
         """Started, deltas, one finished answer each, usage. A repeated request_id gets the first one's answer."""
-        async with self._recorder.claim(caller, call) as claim:
+        async with self._recorder.claim(caller.name, call) as claim:
             if claim.response is not None:
                 for event in replayed(agent_pb2.GenerateResponse.FromString(claim.response)):
                     yield event
@@ -46,11 +47,13 @@ class Generator:
                 async for event in events:
                     yield event
 
-    async def _run(self, call: ModelCall, method: Method, caller: str, claim: Claim) -> Events:
+    async def _run(self, call: ModelCall, method: Method, caller: Caller, claim: Claim) -> Events:
         runtime, recorder = self._runtime, self._recorder
         images = await runtime.images.bytes_of(call.images, keep=recorder.policy_of(call) != "no_log")
-        async with runtime.registry.route(call.session_id, call.adapter, caller) as lease:
-            served = Served(new_id("resp"), method, caller, call, lease.adapter)
+        async with runtime.registry.route(
+            call.session_id, call.adapter, caller.name, unproven=caller.scope == "admin"
+        ) as lease:
+            served = Served(new_id("resp"), method, caller.name, call, lease.adapter)
             yield Event(started=agent_pb2.Started(response_id=served.response_id, adapter=served.adapter))
             request = engine.GenerateRequest(
                 request_id=served.response_id,

@@ -1,7 +1,7 @@
 """Requests with an idempotency key: a repeat gets the first one's answer, two at once share one execution.
 
-Owns who leads among calls in flight. What was answered before is looked up in the request log; a reply that may
-not be kept (NO_LOG) is shared only while it is being made.
+Owns who leads among calls in flight. Where answers are kept is the caller's; a reply that may not be kept (NO_LOG) is
+shared only while it is being made.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class Answered:
     response: bytes
 
 
-Find = Callable[[str, str], Awaitable[Answered | None]]
-"""(caller, request_id) to what was answered."""
+Find = Callable[[], Awaitable[Answered | None]]
+"""What was answered before, if anything was."""
 
 
 @dataclass
@@ -44,12 +44,11 @@ class _Running:
 class Repeats:
     """The requests in flight by (caller, request_id)."""
 
-    def __init__(self, find: Find) -> None:
-        self._find = find
+    def __init__(self) -> None:
         self._running: dict[tuple[str, str], _Running] = {}
 
     @asynccontextmanager
-    async def claim(self, caller: str, request_id: str, digest: str) -> AsyncIterator[Claim]:
+    async def claim(self, caller: str, request_id: str, digest: str, find: Find) -> AsyncIterator[Claim]:
         """Lead the request or get its answer; waits for a leader in flight.
 
         Raises AlreadyExistsError where the id was used for a different request.
@@ -64,7 +63,7 @@ class Repeats:
         lead = self._running[key] = _Running(digest, asyncio.get_running_loop().create_future())
         claim = Claim(None)
         try:
-            answered = await self._find(caller, request_id)
+            answered = await find()
             if answered is not None:
                 _check(request_id, digest, answered.digest)
                 claim.response = answered.response

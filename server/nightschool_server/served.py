@@ -59,7 +59,7 @@ class Recorder:
     def __init__(self, request_log: RequestLog, default_policy: Policy) -> None:
         self._log = request_log
         self._default_policy = default_policy
-        self._repeats = Repeats(self._find)
+        self._repeats = Repeats()
 
     def policy_of(self, call: ModelCall) -> Policy:
         """The caller's policy, else the server's; practice is not logged unless it asks to be."""
@@ -73,7 +73,12 @@ class Recorder:
         if not call.request_id:
             yield Claim(None)
             return
-        async with self._repeats.claim(caller, call.request_id, call.digest) as claim:
+
+        async def find() -> Answered | None:
+            stored = self._log.find_by_request_id(caller, call.request_id)
+            return None if stored is None else Answered(stored.digest, stored.response)
+
+        async with self._repeats.claim(caller, call.request_id, call.digest, find) as claim:
             yield claim
 
     def offer(self, served: Served) -> None:
@@ -86,10 +91,6 @@ class Recorder:
             await self._log.write(self._record(served, response))
         else:
             self.offer(served)
-
-    async def _find(self, caller: str, request_id: str) -> Answered | None:
-        stored = self._log.find_by_request_id(caller, request_id)
-        return None if stored is None else Answered(stored.digest, stored.response)
 
     def _record(self, served: Served, response: bytes | None) -> RequestRecord:
         call = served.call

@@ -16,13 +16,13 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from importlib import metadata
 
 from nightschool_server.admin_service import AdminService
 from nightschool_server.agent_service import AgentService
 from nightschool_server.app import App, load_app
 from nightschool_server.auth import Tokens
 from nightschool_server.config import Config, to_environment
+from nightschool_server.distribution import version
 from nightschool_server.durable import write_file
 from nightschool_server.engine import Engine
 from nightschool_server.engine_factory import start_engine
@@ -90,7 +90,7 @@ async def serving(
         stack.push_async_callback(running.close)
         request_log = RequestLog(store, config.log.queue_size)
         stack.push_async_callback(asyncio.to_thread, request_log.close)
-        registry = await _registry(store, running, config, stack)
+        registry = await _registry(home, store, running, config, stack)
         images = Images(lambda sha256: _blob(store, sha256))
         runtime = Runtime(home, config, store, tokens, running, registry, request_log, images, app, workers, counters)
         await port.open(AgentService(runtime), AdminService(runtime))
@@ -149,9 +149,10 @@ async def _application(config: Config, stack: AsyncExitStack) -> tuple[App | Non
     return app, workers
 
 
-async def _registry(store: Store, engine: Engine, config: Config, stack: AsyncExitStack) -> AdapterRegistry:
-    registry = AdapterRegistry(store, engine, config)
+async def _registry(home: Home, store: Store, engine: Engine, config: Config, stack: AsyncExitStack) -> AdapterRegistry:
+    registry = AdapterRegistry(store, home, engine, config)
     await registry.start()
+    stack.push_async_callback(registry.close)
     return registry
 
 
@@ -188,8 +189,3 @@ def _server_file(home: Home, address: str) -> Iterator[None]:
     finally:
         with contextlib.suppress(FileNotFoundError):
             home.server_file.unlink()
-
-
-def version() -> str:
-    """Of this distribution."""
-    return metadata.version("nightschool")

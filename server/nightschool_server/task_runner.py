@@ -20,6 +20,7 @@ from nightschool_proto.v1 import agent_pb2
 
 from nightschool_server import agent, chat, episode, wire
 from nightschool_server.app import App
+from nightschool_server.auth import Caller
 from nightschool_server.client_tools import ClientTools
 from nightschool_server.engine import Delta, Sampling
 from nightschool_server.errors import InvalidRequestError
@@ -53,10 +54,10 @@ class TaskRunner:
         config = runtime.config.agent
         self._defaults = Sampling(max_tokens=config.max_tokens, temperature=config.temperature)
 
-    async def responses(self, requests: Requests, caller: str) -> Responses:
+    async def responses(self, requests: Requests, caller: Caller) -> Responses:
         """Started, what happens, finished. A repeated request_id gets the first one's end."""
         call = await self._call_of(await anext(aiter(requests), None))
-        async with self._recorder.claim(caller, call) as claim:
+        async with self._recorder.claim(caller.name, call) as claim:
             if claim.response is not None:
                 for response in replayed(claim.response):
                     yield response
@@ -87,11 +88,13 @@ class TaskRunner:
         app = self._runtime.app
         return self._runtime.config.agent.max_steps if app is None else app.max_steps
 
-    async def _run(self, call: wire.ModelCall, caller: str, claim: Claim, requests: Requests) -> Responses:
+    async def _run(self, call: wire.ModelCall, caller: Caller, claim: Claim, requests: Requests) -> Responses:
         runtime, recorder = self._runtime, self._recorder
         images = await runtime.images.bytes_of(call.images, keep=recorder.policy_of(call) != "no_log")
-        async with runtime.registry.route(call.session_id, call.adapter, caller) as lease:
-            served = Served(new_id("resp"), "task", caller, call, lease.adapter)
+        async with runtime.registry.route(
+            call.session_id, call.adapter, caller.name, unproven=caller.scope == "admin"
+        ) as lease:
+            served = Served(new_id("resp"), "task", caller.name, call, lease.adapter)
             yield Response(started=agent_pb2.Started(response_id=served.response_id, adapter=served.adapter))
             result: episode.EpisodeResult | None = None
             try:
