@@ -27,14 +27,14 @@ from examples.shop.night.traffic import LiveTraffic
 NUM_CLIENTS = 4
 NUM_SEEDS = 80
 """Live requests that are answered before the first cycle starts."""
-ALLOW_SABOTAGE = "learner.fault_injection.allowed=true"
-SABOTAGE = ("learner.fault_injection.invert_critic=true", "learner.num_tasks=60")
+ALLOW_SABOTAGE = "learner.fault_injection.allow=true"
+SABOTAGE = ("learner.fault_injection.invert_critic=true", "learner.synthesize.num_tasks=60")
 
 
 async def night(home: Path, display: Display) -> Report | None:
     """The whole night. None where the first cycle ended without a promotion; the display has said why."""
     async with serving(home, [ALLOW_SABOTAGE]), AsyncClient(home=home) as client:
-        display.say(f"serving on {client.address}; {NUM_CLIENTS} streaming clients start to ask")
+        display.say(f"serving on {client.settings.address}; {NUM_CLIENTS} streaming clients start to ask")
         async with LiveTraffic(client, NUM_CLIENTS) as traffic:
             await traffic.wait_for(NUM_SEEDS)
             display.say(f"{traffic.served} requests answered: enough to learn from")
@@ -104,6 +104,7 @@ def main() -> int:
     except FileExistsError as error:
         display.say(str(error))
         return 2
+    home.mkdir(parents=True, exist_ok=True)
     display.say(f"home folder: {home}")
     try:
         report = asyncio.run(night(home, display))

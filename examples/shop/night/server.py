@@ -22,12 +22,11 @@ class ServerDiedError(RuntimeError):
 
 @asynccontextmanager
 async def serving(home: Path, settings: Sequence[str] = ()) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A server on `home` until the block ends; its log is `home/server.log`.
+    """A server on the folder `home` until the block ends; its log is `home/server.log`.
 
     Raises ServerDiedError where it does not come up within START_S.
     """
-    home.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "nightschool.cli", "serve", "--home", str(home), "--model", str(MODEL)]
+    command = [str(Path(sys.executable).with_name("nightschool")), "serve", "--home", str(home), "--model", str(MODEL)]
     command += ["--app", APP, "--port", "0", *(flag for setting in settings for flag in ("--set", setting))]
     log_path = home / "server.log"
     with log_path.open("ab") as log:
@@ -45,7 +44,7 @@ async def _until_ready(process: asyncio.subprocess.Process, marker: Path, log_pa
     ended = asyncio.create_task(process.wait())
     try:
         async with asyncio.timeout(START_S):
-            while not marker.exists():
+            while not _exists(marker):
                 done, _ = await asyncio.wait({ended}, timeout=0.1)
                 if done:
                     raise ServerDiedError(_tail(log_path))
@@ -64,6 +63,10 @@ async def _stop(process: asyncio.subprocess.Process) -> None:
     except TimeoutError:
         process.kill()
         await process.wait()
+
+
+def _exists(path: Path) -> bool:
+    return path.exists()
 
 
 def _tail(log_path: Path, num_lines: int = 20) -> str:
