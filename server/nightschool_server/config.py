@@ -14,6 +14,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import sys
 import tomllib
 import types
 from collections.abc import Iterator, Mapping, Sequence
@@ -63,6 +64,11 @@ class Setting:
     key: str
     default: Any
     description: str
+
+    def row(self) -> str:
+        """As a line of the table in `docs/configuration.md`."""
+        default = json.dumps(self.default, ensure_ascii=False)
+        return f"| `{self.key}` | `{default}` | {self.description} |"
 
 
 @dataclass(frozen=True)
@@ -237,3 +243,13 @@ def _toml_lines(table: Mapping[str, Any], prefix: str) -> Iterator[str]:
 
 _ALL_KEYS = [setting.key for setting in settings()]
 _SECTION_KEYS = {key.rpartition(".")[0] for key in _ALL_KEYS}
+
+
+def _print_settings() -> None:
+    """The table of `docs/configuration.md`."""
+    lines = ["| key | default | meaning |", "|---|---|---|", *(setting.row() for setting in settings())]
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    _print_settings()
