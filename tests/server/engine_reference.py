@@ -47,6 +47,11 @@ class Reference:
         """Whether the model takes images."""
         return self._idefics3 or self._qwen2_vl
 
+    @property
+    def image_mark(self) -> str:
+        """What the template writes for an image, and the processor replaces."""
+        return "<image>" if self._idefics3 else "<|image_pad|>"
+
     def inputs(self, prompt: Prompt) -> dict[str, torch.Tensor]:
         """What the model's forward takes for a prompt."""
         text = self.tokenizer.apply_chat_template(

@@ -74,12 +74,7 @@ def load_model(config: TransformersEngineConfig) -> LoadedModel:
     device = _device(config.device)
     dtype = _dtype(config.dtype, device)
     auto = AutoModelForImageTextToText if vision else AutoModelForCausalLM
-    model = _read(
-        lambda: auto.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa", use_safetensors=True),
-        folder,
-        "the weights",
-    )
-    model = model.to(device).eval()
+    model = _read_weights(auto, folder, dtype).to(device).eval()
     model.requires_grad_(False)
     tokenizer = _read(lambda: AutoTokenizer.from_pretrained(folder), folder, "the tokenizer")
     if not tokenizer.is_fast:
@@ -150,6 +145,19 @@ def _read(read: Any, folder: Path, what: str) -> Any:
             f"{what} in {folder} cannot be loaded ({type(error).__name__}: {reason[0]}): "
             "give a complete Hugging Face model folder with safetensors weights"
         ) from error
+
+
+def _read_weights(auto: Any, folder: Path, dtype: torch.dtype) -> Any:
+    """The model; refused where a tensor is not in the files, which transformers would fill with random numbers."""
+    settings = {"dtype": dtype, "attn_implementation": "sdpa", "use_safetensors": True, "output_loading_info": True}
+    model, report = _read(lambda: auto.from_pretrained(folder, **settings), folder, "the weights")
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ModelFormatError(
+            f"the weights in {folder} lack {len(missing)} tensors that config.json asks for ({missing[0]}, ...): "
+            "give the configuration and the weights of one model"
+        )
+    return model
 
 
 def _check_layers(name: str, text_config: Any) -> None:

@@ -43,7 +43,6 @@ class EngineLoop:
         self._commands: SimpleQueue[Command] = SimpleQueue()
         self._outbox = Outbox()
         self._lock = threading.Lock()
-        self._num_submitted = 0
         self._closing = False
         self.error: EngineDeadError | None = None
         """Set once the engine has died or closed: every later call raises it."""
@@ -138,8 +137,6 @@ class EngineLoop:
         if self.error is not None:
             self._outbox.put(job.mailbox, EngineDeadError(*self.error.args))
             return
-        self._num_submitted += 1
-        job.arrival = self._num_submitted
         self.num_prompt_tokens += job.num_prompt
         for sequence in job.sequences:
             sequence.text = TextStream(self._tokenizer, job.sampling.stop)

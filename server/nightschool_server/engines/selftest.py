@@ -124,7 +124,7 @@ def _slot_logits(runner: Runner, prompts: list[Rendered]) -> list[torch.Tensor]:
             start = Rendered(start.token_ids, start.keys, start.pictures, rendered.positions[:, : cut + 1],
                              rendered.position_delta)  # fmt: skip
         following = np.concatenate([rendered.token_ids[cut + 1 :], rendered.token_ids[:1]])
-        job = Job("self-test", start, Sampling(), 0, 0, Mailbox(), continuation=following)
+        job = Job("self-test", start, Sampling(), 0, 0, Mailbox(), 0, continuation=following)
         job.sequences[0].slot = slot
         sequences.append(job.sequences[0])
     logits: list[list[torch.Tensor]] = [[] for _ in prompts]

@@ -30,11 +30,11 @@ class Job:
     """Of the adapter version; 0 is the base."""
     priority: int
     mailbox: Mailbox
+    arrival: int
+    """Order in which requests came, before they were rendered."""
     continuation: NDArray[np.int64] | None = None
     """[num_tokens] to score; None generates."""
     seed: int = 0
-    arrival: int = 0
-    """Order of submission."""
     sequences: list[Sequence] = field(default_factory=list)
     placeholders: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     """Indices of the prompt's image placeholders, in order: one per row of `features`."""

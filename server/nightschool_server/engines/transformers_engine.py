@@ -8,6 +8,7 @@ runs and what it costs.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import time
@@ -98,6 +99,7 @@ class TransformersEngine:
         self._serials: dict[str, int] = {BASE: BASE_SERIAL}
         self._loading: set[str] = set()
         self._last_serial = BASE_SERIAL
+        self._arrivals = itertools.count()
         self._num_submitted = {True: 0, False: 0}
 
     @classmethod
@@ -124,12 +126,13 @@ class TransformersEngine:
     async def generate(self, request: GenerateRequest) -> AsyncIterator[Delta]:
         """Stream the answers of a request; see `Engine.generate`. Raises OverloadedError besides."""
         self._loop.check_alive()
+        arrival = next(self._arrivals)
         serial = self._serial(request.adapter)
         _check_sampling(request.sampling)
         rendered = await self._render(request.prompt)
         self._check_length(len(rendered.token_ids), request.sampling.max_tokens)
         mailbox = Mailbox(asyncio.get_running_loop())
-        job = Job(request.request_id, rendered, request.sampling, serial, request.priority, mailbox)
+        job = Job(request.request_id, rendered, request.sampling, serial, request.priority, mailbox, arrival)
         self._submit(job, request.adapter)
         unfinished = len(job.sequences)
         try:
@@ -145,6 +148,7 @@ class TransformersEngine:
     async def score(self, prompt: Prompt, continuation: str, *, adapter: str = BASE, priority: int = 0) -> Scores:
         """Logprobs of a continuation; see `Engine.score`. Raises what `generate` raises."""
         self._loop.check_alive()
+        arrival = next(self._arrivals)
         serial = self._serial(adapter)
         rendered = await self._render(prompt)
         following = await asyncio.get_running_loop().run_in_executor(
@@ -154,7 +158,7 @@ class TransformersEngine:
             raise InvalidRequestError("continuation", "the continuation has no tokens: give text to score")
         self._check_length(len(rendered.token_ids), len(following))
         mailbox = Mailbox(asyncio.get_running_loop())
-        job = Job("score", rendered, Sampling(), serial, priority, mailbox, continuation=np.array(following))
+        job = Job("score", rendered, Sampling(), serial, priority, mailbox, arrival, np.array(following))
         self._submit(job, adapter)
         try:
             scores = (await mailbox.get())[0]
