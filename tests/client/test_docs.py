@@ -29,7 +29,7 @@ def test_examples_run(example: str, server: FakeServer, tmp_path: Path, monkeypa
     (tmp_path / "server.json").write_text(json.dumps({"address": server.address, "pid": 1, "version": "0"}))
     (tmp_path / "cli.token").write_text(TOKEN)
     monkeypatch.setenv("NIGHTSCHOOL_HOME", str(tmp_path))
-    call = content_pb2.ToolCall(id="c", name="stock", arguments_json='{"item": "mug"}')
+    call = content_pb2.ToolCall(id="c", name="shelf_of", arguments_json='{"item": "mug"}')
     server.script["RunTask"].extend([task_script(call)] * 2)
     exec(compile(EXAMPLES[example], example, "exec"), {"__name__": "example"})
     assert server.calls or "with Client()" not in EXAMPLES[example]

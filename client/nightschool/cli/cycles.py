@@ -11,6 +11,7 @@ from nightschool.cli.output import json_option, verdict, when, write_fields, wri
 from nightschool.cli.root import SERVER_FAULT, Target
 from nightschool.cli.watch import progress_of, watch_bars, watch_lines
 from nightschool.client import Client
+from nightschool.errors import NotFoundError
 from nightschool.records import Cycle, CycleState
 
 json_lines_option = click.option("--json", "as_json", is_flag=True, help="Write one JSON object a change.")
@@ -113,10 +114,10 @@ def cancel(target: Target, *, cycle_id: str, reason: str, as_json: bool) -> None
 
 
 def latest(client: Client) -> str:
-    """The id of the newest cycle. Raises UsageError where there is none."""
+    """The id of the newest cycle. Raises NotFoundError where there is none."""
     newest = next(iter(client.admin.cycles.list(page_size=1)), None)
     if newest is None:
-        raise click.UsageError("there is no cycle yet: `nightschool cycles trigger` begins one")
+        raise NotFoundError("there is no cycle yet: `nightschool cycles trigger` begins one")
     return newest.id
 
 
