@@ -63,14 +63,11 @@ class Store:
         elif not home.database.exists():
             raise FailedPreconditionError(f"{home.path} holds no nightschool.db: start `nightschool serve` first")
         store = cls(home)
-        version = store.schema_version
-        migrations.check_not_newer(version, known)
-        if version < known[-1].version:
+        try:
+            store._check_schema(known)
+        except FailedPreconditionError:
             store.close()
-            raise FailedPreconditionError(
-                f"{home.database} has schema version {version}, this nightschool needs {known[-1].version}: "
-                "start `nightschool serve`, which brings it up to date"
-            )
+            raise
         return store
 
     @property
@@ -194,6 +191,15 @@ class Store:
         with self._connections_lock:
             self._drop_connections(of_dead_threads=False)
         self._local = threading.local()
+
+    def _check_schema(self, known: Sequence[migrations.Migration]) -> None:
+        version = self.schema_version
+        migrations.check_not_newer(version, known)
+        if version < known[-1].version:
+            raise FailedPreconditionError(
+                f"{self.home.database} has schema version {version}, this nightschool needs {known[-1].version}: "
+                "start `nightschool serve`, which brings it up to date"
+            )
 
     def _drop_connections(self, *, of_dead_threads: bool) -> None:
         kept = []

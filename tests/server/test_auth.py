@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,10 @@ from nightschool_server.store import Store
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store.open(Home(tmp_path / "home"))
+def store(tmp_path: Path) -> Iterator[Store]:
+    opened = Store.open(Home(tmp_path / "home"))
+    yield opened
+    opened.close()
 
 
 def test_a_token_names_its_caller_and_scope(store: Store) -> None:
