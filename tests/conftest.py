@@ -1,0 +1,23 @@
+"""One real server for all tests that do not need one of their own: loading a model takes seconds."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from tests.harness import Running, Stubs, server_thread
+
+
+@pytest.fixture(scope="session")
+def shop_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """The shop's model behind both services, without an application and without a learner."""
+    with server_thread(tmp_path_factory.mktemp("shop") / "home") as running:
+        yield running
+
+
+@pytest.fixture
+async def shop(shop_server: Running) -> AsyncIterator[Stubs]:
+    """Stubs for `shop_server` on this test's event loop."""
+    async with shop_server.stubs() as found:
+        yield found
