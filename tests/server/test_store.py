@@ -62,7 +62,8 @@ def test_a_database_of_every_earlier_schema_is_brought_up_to_date_with_its_rows(
         lineage = store.one(
             "SELECT r.caller FROM evaluations e JOIN adapters a ON a.name = e.candidate "
             "JOIN pairs p ON p.cycle_id = a.cycle_id JOIN candidates c ON c.id = p.chosen "
-            "JOIN steps s ON s.id = c.step_id JOIN rollouts o ON o.id = s.rollout_id JOIN task_seeds t ON t.task_id = o.task_id "
+            "JOIN steps s ON s.id = c.step_id JOIN rollouts o ON o.id = s.rollout_id "
+            "JOIN task_seeds t ON t.task_id = o.task_id "
             "JOIN requests r ON r.id = t.response_id"
         )
         assert lineage == {"caller": "alice"}
