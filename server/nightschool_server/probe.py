@@ -45,7 +45,8 @@ class Prober:
     def __init__(self, engine: Engine, config: AdaptersConfig) -> None:
         self._engine = engine
         self._config = config
-        self._base: dict[Probe, Sequence[float]] = {}
+        self._base: dict[int, Sequence[float]] = {}
+        # The base model's logprobs by position in FIXED; it never changes.
 
     async def fault(self, name: str, manifest: Mapping[str, Any]) -> str:
         """What is wrong with the loaded adapter `name`, empty where nothing is.
@@ -72,12 +73,12 @@ class Prober:
             if said:
                 return said
             effect = max(effect, _largest_difference(found, await self._score(probe, BASE)))
-        for probe in FIXED:
+        for position, probe in enumerate(FIXED):
             if effect > self._config.min_probe_effect_nats:
                 return ""
-            if probe not in self._base:
-                self._base[probe] = await self._score(probe, BASE)
-            effect = max(effect, _largest_difference(await self._score(probe, name), self._base[probe]))
+            if position not in self._base:
+                self._base[position] = await self._score(probe, BASE)
+            effect = max(effect, _largest_difference(await self._score(probe, name), self._base[position]))
         if effect > self._config.min_probe_effect_nats:
             return ""
         return (
