@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 
 from nightschool_server.app import load_app
-from nightschool_server.config import Config, load_config
+from nightschool_server.config import Config, load_config, split_overrides
 from nightschool_server.errors import AppError, ConfigError, FailedPreconditionError, OverloadedError
 from nightschool_server.home import Home
 from nightschool_server.store import Store
@@ -44,13 +44,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the learner until SIGTERM or SIGINT. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="nightschool_learner", description="Learn from the home's logged requests.")
     parser.add_argument("--home", type=Path, required=True, help="the server's home folder")
-    home = Home(parser.parse_args(arguments).home.expanduser().absolute())
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="settings", help="a setting, as of the server"
+    )
+    options = parser.parse_args(arguments)
+    home = Home(options.home.expanduser().absolute())
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s learner %(name)s %(message)s"
     )
     logging.getLogger("apscheduler").setLevel(logging.WARNING)
     try:
-        asyncio.run(_run(home))
+        asyncio.run(_run(home, load_config(home, overrides=split_overrides(options.settings))))
     except (ConfigError, AppError, FailedPreconditionError) as error:
         print(f"nightschool learner: {error}", file=sys.stderr)  # noqa: T201
         return USER_MISTAKE
@@ -75,12 +79,15 @@ def all_stages() -> tuple[Stage, ...]:
     )
 
 
-async def _run(home: Home) -> None:
+async def _run(home: Home, config: Config) -> None:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    config = load_config(home)
+    if not config.app:
+        raise ConfigError(
+            "agent.app is not set: name the application in config.toml, or --set agent.app=module:attribute"
+        )
     store = Store.open(home, migrate=False)
     os.nice(config.learner.nice)
     with contextlib.closing(store), _lock(home) as acquire:

@@ -127,7 +127,7 @@ def renew_lease(store: Store, cycle_id: str, pid: int, lease_s: float) -> None:
 
 
 def finish(store: Store, cycle_id: str, state: str, outcome: str) -> None:
-    """End the cycle. A stage that was running is marked failed where the cycle failed."""
+    """End the cycle. A stage that was running is marked failed where the cycle failed or was cancelled."""
     assert state in ENDED, state
     now = time.time()
     with store.transaction() as db:
@@ -138,7 +138,7 @@ def finish(store: Store, cycle_id: str, state: str, outcome: str) -> None:
         )
         db.execute(
             "UPDATE stages SET state = ?, message = ?, ended_at = ? WHERE cycle_id = ? AND state = 'running'",
-            ("failed" if state == "failed" else "done", outcome, now, cycle_id),
+            ("failed" if state in ("failed", "cancelled") else "done", outcome, now, cycle_id),
         )
 
 

@@ -1,0 +1,141 @@
+"""kill -9 of the real learner in every stage of one cycle, beside a real server and the real tiny model.
+
+After every kill the learner is started again. What was written before a kill must be there afterwards, unchanged; no
+unit may be there twice; and the cycle must come to its end.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from nightschool import Client
+from nightschool_learner.stages import STAGE_NAMES
+from nightschool_server.home import Home
+from nightschool_server.store import Store
+
+from examples.shop.traffic import traffic
+from tests.learner.practice_home import dump
+from tests.learner.processes import learner, serving, watch
+
+SMALL = (
+    "synthesize.num_tasks=16",
+    "synthesize.min_tasks=2",
+    "synthesize.concurrency=4",
+    "explore.concurrency=4",
+    "explore.max_tokens=96",
+    "critic.margin_nats=0.01",
+    "pairs.min_pairs=2",
+    "pairs.max_share_failed=1.0",
+    "train.epochs=6",
+    "train.checkpoint_steps=2",
+    "evaluate.max_tasks=60",
+    "evaluate.concurrency=8",
+    "poll_s=0.1",
+)
+
+UNITS = {
+    "cycle_seeds": "cycle_seeds",
+    "tasks": "tasks",
+    "candidates": "candidates",
+    "critiques": "critiques",
+    "pairs": "pairs",
+    "evaluation_results": "evaluation_results",
+    "evaluations": "evaluations",
+    "adapters": "adapters",
+}
+
+
+def count(store: Store, table: str) -> int:
+    return int(store.query(f"SELECT COUNT(*) AS n FROM {table}")[0]["n"])
+
+
+def running(store: Store, stage: str) -> bool:
+    return store.query("SELECT state FROM stages WHERE name = ?", (stage,)) not in ([], [{"state": "pending"}])
+
+
+def moments(store: Store, folder: Path) -> dict[str, Callable[[], bool]]:
+    """When to kill: in the middle of each stage, told by its rows."""
+    return {
+        "seeds": lambda: running(store, "seeds"),
+        "synthesize": lambda: count(store, "tasks") >= 5,
+        "explore": lambda: count(store, "steps") >= 4,
+        "critique": lambda: count(store, "critiques") >= 6,
+        "pairs": lambda: running(store, "pairs"),
+        "train": lambda: (
+            bool(list((folder / "train" / "checkpoints").glob("checkpoint-*"))) or running(store, "evaluate")
+        ),
+        "evaluate": lambda: count(store, "evaluation_results") >= 20,
+        "promote": lambda: running(store, "promote"),
+    }
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    return Home(tmp_path_factory.mktemp("resume") / "home")
+
+
+@pytest.mark.timeout(900)
+def test_a_learner_killed_in_every_stage_finishes_the_cycle_and_pays_for_nothing_twice(home: Home) -> None:
+    with serving(home), Client(home=home.path) as client:
+        store = Store.open(home, migrate=False)
+        requests = traffic(seed=3)
+        for _ in range(24):
+            request = next(requests)
+            result = client.run_task(request.prompt, images=request.images, temperature=0.0).result()
+            client.feedback(result.response_id, good=request.liked(result.answer))
+        cycle = client.admin.cycles.trigger(reason="kill test", overrides=SMALL)
+        killed: list[str] = []
+        for stage, reached in moments(store, home.cycles / cycle.id).items():
+            process = learner(home)
+            watch(store, process, reached)
+            process.kill()
+            killed.append(stage)
+            before = {
+                name: dump(store, table) for name, table in UNITS.items() if name not in ("adapters", "evaluations")
+            }
+            check_nothing_is_doubled(store)
+            assert client.admin.cycles.get(cycle.id).state == "running", f"killed in {stage}, after {killed}"
+            again = learner(home)
+            watch(
+                store, again, lambda: bool(store.query("SELECT 1 FROM cycles WHERE num_resumes >= ?", (len(killed),)))
+            )
+            if stage != "promote":
+                again.kill()
+            for name, rows in before.items():
+                assert set(rows) <= set(dump(store, UNITS[name])), f"{name} changed when {stage} was resumed"
+        watch(store, again, lambda: client.admin.cycles.get(cycle.id).state.ended)
+        assert again.stop() == 0
+        check_nothing_is_doubled(store)
+        check_the_cycle_is_whole(store, home, cycle.id)
+
+
+def check_nothing_is_doubled(store: Store) -> None:
+    for table, key in {
+        "tasks": "cycle_id, slot",
+        "rollouts": "task_id",
+        "steps": "rollout_id, position",
+        "candidates": "step_id, position",
+        "critiques": "step_id, first, second",
+        "pairs": "step_id, chosen, rejected",
+        "evaluation_results": "set_digest, adapter, task_id",
+        "adapters": "cycle_id",
+        "evaluations": "cycle_id",
+    }.items():
+        assert store.query(f"SELECT {key} FROM {table} GROUP BY {key} HAVING COUNT(*) > 1") == [], table
+
+
+def check_the_cycle_is_whole(store: Store, home: Home, cycle_id: str) -> None:
+    report = json.loads((home.cycles / cycle_id / "report.json").read_text())
+    assert report["cycle"]["state"] in ("promoted", "rejected"), report["cycle"]["outcome"]
+    assert report["cycle"]["num_resumes"] >= len(STAGE_NAMES)
+    assert [stage["state"] for stage in report["stages"]] == ["done"] * len(STAGE_NAMES)
+    funnel = report["funnel"]
+    assert funnel["slots"] == 16
+    assert funnel["rollouts"] == funnel["tasks_kept"]
+    assert store.query("SELECT * FROM rollouts WHERE state = 'running'") == []
+    assert store.query("SELECT * FROM steps WHERE picked IS NULL") == []
+    assert count(store, "evaluation_results") == 120
+    assert count(store, "adapters") == 1
