@@ -204,6 +204,19 @@ def came_from(store: Store, name: str) -> str | None:
     return None if row is None else json.loads(row["detail"]).get("from", BASE)
 
 
+def before(store: Store, name: str) -> str:
+    """What a rollback from `name` goes to: what was active before it and may still serve, at last the base model."""
+    seen = {name}
+    while name != BASE:
+        name = came_from(store, name) or BASE
+        if name in seen:
+            return BASE
+        if name == BASE or get_state(store, name) not in (None, "quarantined"):
+            return name
+        seen.add(name)
+    return BASE
+
+
 def events_of(store: Store, subject: str, limit: int = 50) -> list[Row]:
     """The audit trail of an adapter, newest first: at, actor, action, reason, detail."""
     return store.query(

@@ -316,20 +316,19 @@ class AdapterRegistry:
     async def _servable_before(self, name: str) -> str:
         """`name`, or where it cannot be served what was active before it, and so on, at last the base model."""
         seen: set[str] = set()
-        while name != BASE and name not in seen:
+        while name not in seen:
             seen.add(name)
             try:
                 await self._loaded.ensure(name, may_exceed=True)
                 return name
             except (AdapterFormatError, FailedPreconditionError, UnknownAdapterError) as error:
                 log.warning("event=rollback_target_skipped adapter=%s error=%s", name, error)
-                name = adapter_rows.came_from(self._store, name) or BASE
+                name = adapter_rows.before(self._store, name)
         return BASE
 
     async def _move_back(self, to: str, actor: str, reason: str, action: str, began: float) -> RouteChange:
-        previous = BASE if to == BASE else adapter_rows.came_from(self._store, to) or BASE
         return await self._move(
-            Route(to, previous, self._now()),
+            Route(to, adapter_rows.before(self._store, to), self._now()),
             [
                 Entry(actor, "retire", self.active, f"{action} to {to}: {reason}"),
                 Entry(actor, action, to, reason, {"from": self.active}),
