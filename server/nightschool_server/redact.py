@@ -36,7 +36,8 @@ def redact_patterns(text: str) -> str:
     """The built-in redactor: `[email]`, `[card]` (digits that pass the Luhn check) and `[secret]`."""
     text = _BEARER.sub(r"\1[secret]", text)
     text = _KEY.sub("[secret]", text)
-    text = _EMAIL.sub("[email]", text)
+    if "@" in text:
+        text = _EMAIL.sub("[email]", text)
     return _CARD.sub(lambda match: "[card]" if _passes_luhn(match[0]) else match[0], text)
 
 
