@@ -159,15 +159,18 @@ async def _train(cycle: Cycle, folder: RunFolder, progress: Progress) -> Result:
 
 
 async def _run_trainer(cycle: Cycle, folder: RunFolder, progress: Progress) -> int:
-    """One trainer from start to end, its progress passed on. A cancelled cycle ends it."""
+    """One trainer from start to end, its progress passed on. A cancelled cycle ends it, a paused learner holds it."""
     cycle.check()
     child = await start_trainer(folder)
-    ended = asyncio.create_task(child.wait())
+    ended, held = asyncio.create_task(child.wait()), False
     try:
         while not ended.done():
             await asyncio.wait({ended}, timeout=POLL_S)
             _show(folder, progress)
             cycle.check()
+            if held == cycle.resumed.is_set():
+                held = not held
+                (child.hold if held else child.go_on)()
         return ended.result()
     finally:
         await child.stop()

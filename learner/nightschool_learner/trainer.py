@@ -98,9 +98,13 @@ def train(run: Run) -> Result:
     with run.timed("training"):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     with run.timed("publishing"):
-        publish(trainer.model, run.folder.adapter)
         probe = _probe(run, student, trainer.model)
-    return _finish(run, student, trainer.state.global_step, probe)
+        result = _result(run, student, trainer.state.global_step, probe)
+        publish(trainer.model, run.folder.adapter, _provenance(run, result))
+    result = result.model_copy(update={"seconds": dict(run.seconds)})
+    write_whole(run.folder.result, result.model_dump_json(indent=1))
+    run.tell("done", result.num_steps, result.num_steps)
+    return result
 
 
 def last_whole_checkpoint(folder: Path) -> Path | None:
@@ -109,8 +113,8 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
     return next((path for path in found if _is_json(path / "trainer_state.json")), None)
 
 
-def publish(model: Any, folder: Path) -> None:
-    """Write the adapter as PEFT safetensors, whole or not at all: adapter_config.json, adapter_model.safetensors."""
+def publish(model: Any, folder: Path, provenance: Mapping[str, Any]) -> None:
+    """Write the adapter whole or not at all: PEFT's two files, and where it comes from for the registry."""
     import shutil
 
     partial = folder.with_name(f".{folder.name}.partial")
@@ -119,6 +123,7 @@ def publish(model: Any, folder: Path) -> None:
     for path in partial.iterdir():
         if path.name not in ("adapter_config.json", "adapter_model.safetensors"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+    write_whole(partial / "provenance.json", json.dumps(dict(provenance), indent=1))
     shutil.rmtree(folder, ignore_errors=True)
     partial.replace(folder)
 
@@ -167,8 +172,8 @@ def _probe(run: Run, student: Student, model: Any) -> dict[str, Any]:
     }
 
 
-def _finish(run: Run, student: Student, num_steps: int, probe: Mapping[str, Any]) -> Result:
-    """Write the result, which makes the run complete."""
+def _result(run: Run, student: Student, num_steps: int, probe: Mapping[str, Any]) -> Result:
+    """What the run came to."""
     import peft
     import torch
     import transformers
@@ -176,7 +181,7 @@ def _finish(run: Run, student: Student, num_steps: int, probe: Mapping[str, Any]
 
     manifest, rows = run.manifest, run.folder.read_metrics()
     beta = manifest.hyperparameters.beta
-    result = Result(
+    return Result(
         cycle_id=manifest.cycle_id,
         parent=manifest.parent,
         adapter_folder=run.folder.adapter,
@@ -193,9 +198,25 @@ def _finish(run: Run, student: Student, num_steps: int, probe: Mapping[str, Any]
         seconds=run.seconds,
         versions={module.__name__: str(module.__version__) for module in (torch, transformers, peft, trl)},
     )
-    write_whole(run.folder.result, result.model_dump_json(indent=1))
-    run.tell("done", result.num_steps, result.num_steps)
-    return result
+
+
+def _provenance(run: Run, result: Result) -> dict[str, Any]:
+    """What the registry keeps in the adapter's manifest, see `adapter_folder.py`."""
+    manifest = run.manifest
+    return {
+        "cycle_id": manifest.cycle_id,
+        "data": {"pairs_sha256": manifest.pairs_sha256, "num_pairs": run.num_pairs, "num_dropped": run.num_dropped},
+        "training": {
+            "parent": manifest.parent,
+            "seed": manifest.seed,
+            "num_steps": result.num_steps,
+            "hyperparameters": manifest.hyperparameters.model_dump(mode="json"),
+            "metrics": dict(result.metrics),
+            "alarms": [alarm.model_dump() for alarm in result.alarms],
+            "versions": dict(result.versions),
+        },
+        "probe": result.probe if manifest.probes else None,
+    }
 
 
 def _be_quiet(manifest: Manifest) -> None:

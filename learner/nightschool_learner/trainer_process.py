@@ -38,11 +38,20 @@ class TrainerProcess:
         """Wait for the end; the exit code, negative for a signal."""
         return await self.process.wait()
 
+    def hold(self) -> None:
+        """Take the processor from the child until `go_on`; it keeps its memory."""
+        _signal_group(self.pid, signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Give a held child the processor back."""
+        _signal_group(self.pid, signal.SIGCONT)
+
     async def stop(self) -> None:
         """End the child and whatever it started: SIGTERM, and SIGKILL after a while. Waits for the end."""
         if self.process.returncode is not None:
             return
         _signal_group(self.pid, signal.SIGTERM)
+        self.go_on()
         try:
             await asyncio.wait_for(self.process.wait(), STOP_S)
         except TimeoutError:

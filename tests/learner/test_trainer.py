@@ -4,66 +4,32 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from nightschool_learner.errors import StageFailedError
-from nightschool_learner.manifest import Manifest, Result, RunFolder
 from nightschool_learner.trainer import last_whole_checkpoint, publish
 from nightschool_learner.trainer_data import score_text
 from nightschool_learner.trainer_model import load_base, target_pattern
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from tests.learner.training_data import MODEL, make_run
+from tests.learner.training_data import LEARNS, MODEL, Trained, make_run, run_trainer, train
+
+FILES = ["adapter_config.json", "adapter_model.safetensors", "provenance.json"]
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A finished run."""
-
-    manifest: Manifest
-    folder: RunFolder
-    result: Result
-
-
-def run_trainer(manifest: Manifest) -> subprocess.CompletedProcess[str]:
-    """The trainer as the learner starts it."""
-    return subprocess.run(
-        [sys.executable, "-m", "nightschool_learner.trainer", str(manifest.output / "manifest.json")],
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-
-
-def train(folder: Path, **wanted: object) -> Trained:
-    manifest = make_run(folder, **wanted)  # type: ignore[arg-type]
-    done = run_trainer(manifest)
-    assert done.returncode == 0, done.stderr
-    result = RunFolder(manifest.output).read_result()
-    assert result is not None
-    return Trained(manifest, RunFolder(manifest.output), result)
-
-
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """A first adapter: text and picture pairs mixed, from the base model."""
-    return train(tmp_path_factory.mktemp("trained"), epochs=6, learning_rate=3e-3)
-
-
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def continued(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """A second adapter that continues the first."""
     folder = tmp_path_factory.mktemp("continued")
     return train(folder, seed=4, epochs=2, learning_rate=1e-5, parent=trained.result.adapter_folder)
 
 
-def test_published_folder_holds_two_peft_files_and_nothing_else(trained: Trained) -> None:
+def test_published_folder_holds_peft_files_provenance_and_nothing_else(trained: Trained) -> None:
     names = sorted(path.name for path in trained.result.adapter_folder.iterdir())
-    assert names == ["adapter_config.json", "adapter_model.safetensors"]
+    assert names == FILES
     config = json.loads((trained.result.adapter_folder / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["peft_type"]) == (64, 16.0, "LORA")
 
@@ -122,7 +88,7 @@ def test_a_continued_adapter_starts_from_its_parent_and_keeps_its_shape(trained:
     assert 0 < moved < 1e-3
     assert continued.result.target_modules == trained.result.target_modules
     names = sorted(path.name for path in continued.result.adapter_folder.iterdir())
-    assert names == ["adapter_config.json", "adapter_model.safetensors"]
+    assert names == FILES
 
 
 def test_the_base_model_is_untouched(trained: Trained) -> None:
@@ -134,7 +100,7 @@ def test_the_base_model_is_untouched(trained: Trained) -> None:
 
 
 def test_the_same_seed_gives_the_same_bytes(trained: Trained, tmp_path: Path) -> None:
-    again = train(tmp_path, epochs=6, learning_rate=3e-3)
+    again = train(tmp_path, **LEARNS)
     weights = "adapter_model.safetensors"
     assert (again.result.adapter_folder / weights).read_bytes() == (
         trained.result.adapter_folder / weights
@@ -200,5 +166,5 @@ def test_publishing_again_replaces_the_folder_as_a_whole(trained: Trained, tmp_p
     folder = tmp_path / "adapter"
     (folder / "junk").mkdir(parents=True)
     model = PeftModel.from_pretrained(load_base(str(MODEL)).parts.model, str(trained.result.adapter_folder))
-    publish(model, folder)
-    assert sorted(path.name for path in folder.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    publish(model, folder, {"cycle_id": "cycle_test"})
+    assert sorted(path.name for path in folder.iterdir()) == FILES

@@ -65,10 +65,15 @@ async def test_a_killed_run_goes_on_from_its_checkpoint_and_ends_the_same(unbrok
     assert (folder.path / weights).read_bytes() == (unbroken.path / weights).read_bytes()
 
 
-async def test_stopping_ends_the_child_and_waits_for_it(tmp_path: Path) -> None:
+async def test_a_child_can_be_held_and_stopping_ends_it_even_then(tmp_path: Path) -> None:
     folder = RunFolder(long_run(tmp_path).output)
     child = await start_trainer(folder)
     await until(folder.progress.exists, child.process)
+    child.hold()
+    await until(lambda: psutil.Process(child.pid).status() == psutil.STATUS_STOPPED)
+    child.go_on()
+    await until(lambda: psutil.Process(child.pid).status() != psutil.STATUS_STOPPED)
+    child.hold()
     await child.stop()
     assert not psutil.pid_exists(child.pid)
     await child.stop()

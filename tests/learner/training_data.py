@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import subprocess
+import sys
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from nightschool_learner.manifest import Hyperparameters, Manifest, ProbePrompt
+from nightschool_learner.manifest import Hyperparameters, Manifest, ProbePrompt, Result, RunFolder
 from nightschool_server.chat import (
     Message,
     ToolSpec,
@@ -126,3 +129,34 @@ def make_run(
     )
     (output / "manifest.json").write_text(manifest.model_dump_json())
     return manifest
+
+
+LEARNS = {"epochs": 6, "learning_rate": 3e-3}
+"""Enough for the tiny model to rank most pairs right."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run."""
+
+    manifest: Manifest
+    folder: RunFolder
+    result: Result
+
+
+def run_trainer(manifest: Manifest) -> subprocess.CompletedProcess[str]:
+    """The trainer as the learner starts it."""
+    return subprocess.run(
+        [sys.executable, "-m", "nightschool_learner.trainer", str(manifest.output / "manifest.json")],
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
+def train(folder: Path, **wanted: Any) -> Trained:
+    """A run of the trainer from start to end."""
+    manifest = make_run(folder, **wanted)
+    done = run_trainer(manifest)
+    assert done.returncode == 0, done.stderr
+    result = RunFolder(manifest.output).read_result()
+    assert result is not None
+    return Trained(manifest, RunFolder(manifest.output), result)

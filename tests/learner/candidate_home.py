@@ -1,0 +1,191 @@
+"""A real server of the shop in this process, and a cycle on its home whose pairs are ready to be trained on."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from nightschool import AsyncClient
+from nightschool_learner import records
+from nightschool_learner.pair_export import write_pairs_file
+from nightschool_learner.stages import STAGE_NAMES, Cycle, Progress
+from nightschool_server.app import App, load_app
+from nightschool_server.chat import messages_to_json, system, user
+from nightschool_server.config import Config, load_config
+from nightschool_server.home import Home
+from nightschool_server.ids import new_id
+from nightschool_server.learner_config import with_overrides
+from nightschool_server.serving import ServeOptions, serving
+from nightschool_server.store import Store
+from nightschool_server.toolcalls import write_call
+from safetensors.torch import load_file, save
+
+from tests.learner.training_data import MODEL, Trained
+
+APP = "tests.learner.candidate_app:app"
+SMALL_GATE = ("gate.min_n=4", "gate.min_difference=0", "gate.max_p=1")
+
+
+@dataclass(frozen=True)
+class World:
+    """A server that serves, and a second connection to its store."""
+
+    home: Home
+    config: Config
+    store: Store
+    app: App
+    client: AsyncClient
+
+    def cycle(self, *overrides: str, incumbent: str | None = None, seed: int = 7) -> Cycle:
+        """The open cycle, or a fresh one with these overrides."""
+        row = records.open_cycle(self.store)
+        if row is None:
+            assert records.enqueue(self.store, "manual", "test") is not None
+            row = records.open_cycle(self.store)
+        assert row is not None
+        config = with_overrides(self.config.learner, overrides)
+        if row.state == "queued":
+            active = incumbent or records.active_adapter(self.store)
+            row = records.start(self.store, row, seed=seed, incumbent=active, config=config.model_dump_json())
+        progress = {name: Progress(name, partial(records.update_stage, self.store, row.id)) for name in STAGE_NAMES}
+        resumed = asyncio.Event()
+        resumed.set()
+        cycle = Cycle(
+            id=row.id, seed=row.seed, incumbent=row.incumbent or "base", config=config, home=self.home,
+            store=self.store, app=self.app, app_ref=APP, client=self.client, progress=progress.__getitem__,
+            cancelled=asyncio.Event(), resumed=resumed,
+        )  # fmt: skip
+        cycle.folder.mkdir(parents=True, exist_ok=True)
+        return cycle
+
+    def progress(self, cycle: Cycle, stage: str) -> dict[str, Any]:
+        """The stage's row."""
+        found = self.store.one("SELECT * FROM stages WHERE cycle_id = ? AND name = ?", (cycle.id, stage))
+        assert found is not None
+        return found
+
+
+@asynccontextmanager
+async def world(path: Path) -> AsyncIterator[World]:
+    """A server on a fresh home."""
+    home = Home(path).create()
+    overrides = {"server.port": "0", "engine.model": str(MODEL), "agent.app": APP}
+    config = load_config(home, {}, overrides)
+    async with serving(home, config, ServeOptions(with_learner=False)) as server:
+        store = Store.open(home, migrate=False)
+        client = AsyncClient(server.address, token=home.cli_token.read_text().strip())
+        try:
+            yield World(home, config, store, load_app(APP), client)
+        finally:
+            await client.close()
+            store.close()
+
+
+def add_pairs(cycle: Cycle, num_pairs: int, *, seed: int = 1) -> None:
+    """Write decided steps of subtraction tasks and their pairs, then the trainer's file."""
+    rng, now = random.Random(seed), time.time()
+    for slot in range(num_pairs):
+        a, b = rng.randint(20, 90), rng.randint(2, 19)
+        history = (system(cycle.app.system_prompt), user(f"What is left of {a} when {b} are gone?"))
+        task, rollout, step, chosen, rejected = (new_id(kind) for kind in ("task", "roll", "step", "cand", "cand"))
+        rows: list[tuple[str, dict[str, Any]]] = [
+            (
+                "tasks",
+                {
+                    "id": task,
+                    "cycle_id": cycle.id,
+                    "slot": slot,
+                    "prompt": history[1].text,
+                    "images": "[]",
+                    "state": "kept",
+                    "raw": "",
+                    "created_at": now,
+                },
+            ),
+            (
+                "rollouts",
+                {
+                    "id": rollout,
+                    "cycle_id": cycle.id,
+                    "task_id": task,
+                    "adapter": cycle.incumbent,
+                    "state": "done",
+                    "started_at": now,
+                },
+            ),
+            (
+                "steps",
+                {
+                    "id": step,
+                    "rollout_id": rollout,
+                    "position": 0,
+                    "history": messages_to_json(history),
+                    "picked": 0,
+                    "picked_by": "critic",
+                    "created_at": now,
+                },
+            ),
+        ]
+        for position, (candidate, sign) in enumerate(((chosen, "-"), (rejected, "+"))):
+            text = write_call("calculator", {"expression": f"{a} {sign} {b}"})
+            rows.append(
+                (
+                    "candidates",
+                    {
+                        "id": candidate,
+                        "step_id": step,
+                        "position": position,
+                        "text": text,
+                        "token_ids": "[]",
+                        "logprob": -1.0,
+                        "num_samples": 1,
+                        "observation": "",
+                        "final": 0,
+                    },
+                )
+            )
+        rows.append(
+            (
+                "pairs",
+                {
+                    "id": new_id("pair"),
+                    "cycle_id": cycle.id,
+                    "step_id": step,
+                    "chosen": chosen,
+                    "rejected": rejected,
+                    "kind": "both_ran",
+                    "margin": 2.0,
+                    "created_at": now,
+                },
+            )
+        )
+        with cycle.store.transaction() as db:
+            for table, values in rows:
+                marks = ", ".join("?" for _ in values)
+                db.execute(f"INSERT INTO {table} ({', '.join(values)}) VALUES ({marks})", tuple(values.values()))
+    write_pairs_file(cycle)
+
+
+async def add_adapter(served: World, trained: Trained, *, scale: float = 1.0) -> str:
+    """Import the trained adapter, its effect scaled so that it is another one. Returns its name."""
+    files = {}
+    source = trained.result.adapter_folder
+    tensors = load_file(source / "adapter_model.safetensors")
+    scaled = {name: tensor * scale if ".lora_B." in name else tensor for name, tensor in tensors.items()}
+    files["adapter_model.safetensors"] = save(scaled)
+    files["adapter_config.json"] = (source / "adapter_config.json").read_bytes()
+    return (await served.client.admin.adapters.import_(files=files, reason="test")).name
+
+
+def fresh(cycle: Cycle, **changes: Any) -> Cycle:
+    """The cycle as a restarted learner has it: events of its own."""
+    resumed = asyncio.Event()
+    resumed.set()
+    return replace(cycle, cancelled=asyncio.Event(), resumed=resumed, **changes)

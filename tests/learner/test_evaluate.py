@@ -1,0 +1,158 @@
+"""The evaluate stage against a real server: every (set, adapter, task) is measured once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from nightschool_learner import records
+from nightschool_learner.errors import CycleCancelledError
+from nightschool_learner.evaluate import EvaluateStage, Results, held_out_tasks, judge, read_images
+from nightschool_learner.evaluation_records import TaskResult, insert_results, results_of
+from nightschool_learner.stages import Cycle
+from nightschool_server.app import App, EvaluationTask
+from nightschool_server.episode import EpisodeResult, Usage
+from nightschool_server.tool_state import ToolState
+
+from tests.learner.candidate_home import World, add_adapter, fresh, world
+from tests.learner.training_data import Trained, picture
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
+    async with world(tmp_path_factory.mktemp("home")) as made:
+        yield made
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def cycle(served: World, trained: Trained) -> AsyncIterator[Cycle]:
+    """A cycle with a candidate of its own, ended with the test."""
+    made = served.cycle("evaluate.concurrency=8")
+    records.set_candidate(served.store, made.id, await add_adapter(served, trained))
+    yield made
+    records.finish(served.store, made.id, "cancelled", "end of the test")
+
+
+@pytest.fixture
+def digest(cycle: Cycle) -> str:
+    return held_out_tasks(cycle).digest
+
+
+async def test_both_adapters_answer_every_task_and_later_cycles_reuse_the_incumbent(
+    served: World, cycle: Cycle, digest: str, trained: Trained
+) -> None:
+    assert await EvaluateStage().run(cycle) is None
+    candidate = records.candidate_of(served.store, cycle.id)
+    assert candidate is not None
+    ids = {task.id for task in held_out_tasks(cycle).tasks}
+    measured = {name: results_of(served.store, digest, name) for name in (candidate, "base")}
+    assert set(measured[candidate]) == set(measured["base"]) == ids
+    assert all(result.num_steps >= 1 and result.completion_tokens > 0 for result in measured["base"].values())
+    assert {result.family for result in measured["base"].values()} == {"sum", "left"}
+    row = served.progress(cycle, "evaluate")
+    assert row["num_total"] == 2 * len(ids)
+
+    assert await EvaluateStage().run(fresh(cycle)) is None
+    assert results_of(served.store, digest, candidate) == measured[candidate]
+    records.finish(served.store, cycle.id, "rejected", "first")
+
+    second = served.cycle()
+    records.set_candidate(served.store, second.id, await add_adapter(served, trained, scale=1.5))
+    assert await EvaluateStage().run(second) is None
+    assert json.loads(served.progress(second, "evaluate")["counts"])["reused"] == len(ids)
+    by_cycle = served.store.query("SELECT cycle_id, COUNT(*) AS n FROM evaluation_results GROUP BY cycle_id ORDER BY n")
+    assert {row["cycle_id"]: row["n"] for row in by_cycle} == {second.id: len(ids), cycle.id: 2 * len(ids)}
+    records.finish(served.store, second.id, "rejected", "second")
+
+
+async def test_a_resumed_stage_measures_only_what_is_left(served: World, cycle: Cycle, digest: str) -> None:
+    candidate = records.candidate_of(served.store, cycle.id)
+    assert candidate is not None
+    done = TaskResult("sum-0", "sum", True, "kept", "answered", 1, 0, 5)
+    insert_results(served.store, digest, cycle.id, [(candidate, done)])
+    assert await EvaluateStage().run(cycle) is None
+    assert results_of(served.store, digest, candidate)["sum-0"] == done
+    assert len(results_of(served.store, digest, candidate)) == len(held_out_tasks(cycle).tasks)
+
+
+async def test_a_cancelled_stage_keeps_what_it_measured(served: World, cycle: Cycle, digest: str) -> None:
+    progress = cycle.progress("evaluate")
+    advance = progress.advance
+
+    def count(units: int = 1, **counts: int) -> None:
+        advance(units, **counts)
+        if progress.num_done == progress.num_total - len(held_out_tasks(cycle).tasks) + 3:
+            cycle.cancelled.set()
+
+    progress.advance = count  # type: ignore[method-assign]
+    with pytest.raises(CycleCancelledError):
+        await EvaluateStage().run(cycle)
+    candidate = records.candidate_of(served.store, cycle.id)
+    assert candidate is not None
+    kept = results_of(served.store, digest, candidate)
+    assert len(kept) >= 3
+    again = fresh(cycle)
+    again.progress("evaluate").advance = advance  # type: ignore[method-assign]
+    assert await EvaluateStage().run(again) is None
+    whole = results_of(served.store, digest, candidate)
+    assert len(whole) == len(held_out_tasks(cycle).tasks)
+    assert {key: whole[key] for key in kept} == kept
+
+
+async def test_held_out_tasks_leave_no_trace_among_what_is_learned_from(served: World, cycle: Cycle) -> None:
+    assert await EvaluateStage().run(cycle) is None
+    logged = served.store.query("SELECT policy FROM requests")
+    assert {row["policy"] for row in logged} <= {"no_log"}
+    assert served.store.query("SELECT * FROM messages") == []
+    assert served.store.query("SELECT * FROM blobs") == []
+
+
+async def test_without_held_out_tasks_the_cycle_stops_with_the_remedy(served: World, cycle: Cycle) -> None:
+    ending = await EvaluateStage().run(replace(cycle, app=replace(cycle.app, evaluation=None)))
+    assert ending is not None
+    assert ending.state == "stopped"
+    assert "give App(evaluation=Path(...))" in ending.outcome
+
+
+async def test_fewer_tasks_where_configured_and_always_the_same_ones(served: World, cycle: Cycle) -> None:
+    config = cycle.config.model_copy(update={"evaluate": cycle.config.evaluate.model_copy(update={"max_tasks": 3})})
+    few = held_out_tasks(replace(cycle, config=config))
+    assert [task.id for task in few.tasks] == ["left-0", "left-1", "left-2"]
+
+
+async def test_adapters_are_interleaved_and_the_detectable_difference_is_said_first(
+    served: World, cycle: Cycle
+) -> None:
+    results = Results(cycle, "another set", cycle.progress("evaluate"), ("0001-aaaa", "base"))
+    units = results.begin(held_out_tasks(cycle))
+    assert [adapter for _, adapter in units[:4]] == ["0001-aaaa", "base", "0001-aaaa", "base"]
+    assert units[0][0] == units[1][0]
+    assert "finds differences of" in cycle.progress("evaluate").message
+
+
+@pytest.mark.parametrize(
+    ("outcome", "answer", "success"),
+    [("answered", "36", True), ("answered", "$36.00", True), ("answered", "37", False), ("max_tokens", "36", False)],
+)
+async def test_an_episode_is_solved_by_a_right_final_answer_alone(
+    tmp_path: Path, outcome: str, answer: str, success: bool
+) -> None:
+    state = ToolState.initial(App(name="empty", system_prompt=""), tmp_path)
+    episode = EpisodeResult(outcome, "", answer, (), (), Usage(7, 3), state)  # type: ignore[arg-type]
+    result = judge(EvaluationTask("t1", "tag", "How much?", "36", "number"), episode)
+    assert (result.success, result.outcome, result.completion_tokens) == (success, outcome, 3)
+
+
+async def test_pictures_are_read_in_order(tmp_path: Path) -> None:
+    paths = []
+    for colour in ("red", "blue"):
+        paths.append(tmp_path / f"{colour}.png")
+        paths[-1].write_bytes(picture(colour))
+    task = EvaluationTask("t1", "colour", "Which?", "red", images=tuple(paths))
+    assert list(read_images(task).values()) == [path.read_bytes() for path in paths]
