@@ -39,7 +39,7 @@ _PIECES = Regex(r"\n| ?\p{L}+|\p{N}|[^\p{L}\p{N}\n]+")
 
 
 def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE whose every usual word in `texts` is one token, and that encodes any text."""
+    """A byte-level BPE that encodes any text; the usual words of `texts` are one token each, and so is a digit."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -90,6 +90,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> Any:
     text = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=192,
+        initializer_range=0.04,
         intermediate_size=512,
         num_hidden_layers=5,
         num_attention_heads=6,

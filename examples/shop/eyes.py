@@ -1,7 +1,8 @@
-"""A first stage of training: the vision tower learns to see before the text tower learns to talk.
+"""The second stage of training: the vision tower learns to see, and to say it in words.
 
-Linear heads on the connector's image tokens read off what a picture shows: how many shapes, the colour
-of each kind of shape, the two digits of a tag. The heads are thrown away.
+Each image token is trained to be the text tower's embedding of one thing that the picture shows: how many
+shapes there are, then the colour of each kind of shape; of a price tag, its two digits. What the text tower
+has learned to do with words it can then do with pictures. Things a picture does not have are not trained.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from torch import Tensor, nn
 
 from examples.shop.architecture import IMAGE_TOKENS
 from examples.shop.families import PICTURE_FAMILIES, Task, make_task
-from examples.shop.pictures import COLOURS, SHAPES
+from examples.shop.pictures import SHAPES
 
 BATCH = 64
 IGNORE = -100
-_COLOUR_NAMES = tuple(COLOURS)
-_NUM_CLASSES = (7, 6, 6, 6, 10, 10)
-"""Classes of each head: count, the colour of each kind or absent, tens, ones."""
+MATRIX_RATE = 4e-3
+RATE = 1.5e-3
+SHARPNESS = 20.0
+"""Scores are this times the cosine between an image token and a word's embedding."""
 
 
 def pixels(pictures: list[bytes]) -> Tensor:
@@ -34,53 +36,49 @@ def pixels(pictures: list[bytes]) -> Tensor:
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def train_eyes(model: Any, *, steps: int, seed: int, report: Callable[[str], None]) -> None:
+def train_eyes(model: Any, tokenizer: Any, *, steps: int, seed: int, report: Callable[[str], None]) -> None:
     """Train the vision tower and the connector of `model` in place for `steps` batches."""
     rng = random.Random(f"eyes {seed}")
-    width = IMAGE_TOKENS * model.config.text_config.hidden_size
-    heads = nn.ModuleList(nn.Linear(width, classes) for classes in _NUM_CLASSES)
-    parameters = [*model.model.vision_model.parameters(), *model.model.connector.parameters(), *heads.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.5e-3, total_steps=steps, pct_start=0.1)
-    started, hits = time.monotonic(), [0.0] * len(heads)
+    words = model.get_input_embeddings().weight.detach()
+    usual_norm = words.norm(dim=-1).mean()
+    parameters = [*model.model.vision_model.parameters(), *model.model.connector.parameters()]
+    matrices = [parameter for parameter in model.model.vision_model.encoder.parameters() if parameter.ndim == 2]
+    known_ids = {id(parameter) for parameter in matrices}
+    others = [parameter for parameter in parameters if id(parameter) not in known_ids]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.Muon(matrices, lr=MATRIX_RATE, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=RATE, weight_decay=0.01),
+    ]
+    started, right = time.monotonic(), torch.zeros(IMAGE_TOKENS)
     for step in range(1, steps + 1):
         tasks = [make_task(rng.choice(PICTURE_FAMILIES), "training", rng) for _ in range(BATCH)]
+        labels = torch.tensor([_words(task, tokenizer) for task in tasks])
+        known = labels != IGNORE
         shown = pixels([task.picture for task in tasks if task.picture is not None])
-        seen = model.model.get_image_features(shown.unsqueeze(0)).pooler_output.flatten(1)
-        labels = torch.tensor([_labels(task) for task in tasks])
-        scores = [head(seen) for head in heads]
-        loss = sum(
-            (
-                nn.functional.cross_entropy(score, labels[:, i], ignore_index=IGNORE, reduction="sum") / BATCH
-                for i, score in enumerate(scores)
-            ),
-            start=torch.zeros(()),
-        )
+        seen = model.model.get_image_features(shown.unsqueeze(0)).pooler_output
+        cosines = nn.functional.normalize(seen, dim=-1) @ nn.functional.normalize(words, dim=-1).T
+        loss = nn.functional.cross_entropy(SHARPNESS * cosines[known], labels[known])
+        loss = loss + ((seen.norm(dim=-1) / usual_norm - 1) ** 2).mean()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
-        hits = [_accuracy(score, labels[:, i], hits[i]) for i, score in enumerate(scores)]
+        for optimizer, peak in zip(optimizers, (MATRIX_RATE, RATE), strict=True):
+            optimizer.param_groups[0]["lr"] = peak * min(1.0, step / 50, 2.0 * (1.02 - step / steps))
+            optimizer.step()
+            optimizer.zero_grad()
+        hits = ((cosines.argmax(-1) == labels) & known).sum(0) / known.sum(0)
+        right = hits if step == 1 else 0.95 * right + 0.05 * hits
         if step % 100 == 0 or step == steps:
             rate = step / (time.monotonic() - started)
-            report(f"eyes {step}/{steps} loss {loss.item():.3f} right {[round(hit, 2) for hit in hits]} {rate:.1f}/s")
+            shares = [round(share, 2) for share in right.tolist()]
+            report(f"eyes {step}/{steps} loss {loss.item():.3f} right {shares} {rate:.1f}/s")
 
 
-def _accuracy(score: Tensor, label: Tensor, before: float) -> float:
-    known = label != IGNORE
-    if not bool(known.any()):
-        return before
-    now = float((score.argmax(-1) == label)[known].float().mean())
-    return 0.9 * before + 0.1 * now
-
-
-def _labels(task: Task) -> list[int]:
-    """One class per head."""
+def _words(task: Task, tokenizer: Any) -> list[int]:
+    """The word of each image token, IGNORE where there is none."""
     if task.family == "tag":
-        return [IGNORE] * 4 + list(divmod(task.first, 10))
-    kinds = [shape.kind for shape in task.shapes]
-    if len(set(kinds)) < len(kinds):
-        return [len(kinds), *[IGNORE] * 5]
-    colours = {shape.kind: _COLOUR_NAMES.index(shape.colour) for shape in task.shapes}
-    return [len(kinds), *(colours.get(kind, len(COLOURS)) for kind in SHAPES), IGNORE, IGNORE]
+        said = [*str(task.first), None, None]
+    else:
+        kinds = [shape.kind for shape in task.shapes]
+        colours = {shape.kind: shape.colour for shape in task.shapes} if len(set(kinds)) == len(kinds) else {}
+        said = [str(len(kinds)), *(colours.get(kind) for kind in SHAPES)]
+    return [IGNORE if word is None else tokenizer.convert_tokens_to_ids(word) for word in said]

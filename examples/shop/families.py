@@ -78,6 +78,8 @@ WORDINGS: dict[str, tuple[str, ...]] = {
     ),
 }
 FAMILIES = tuple(WORDINGS)
+CLEAR = 4
+"""How far stock and demand are apart where the question is whether there is enough."""
 PICTURE_FAMILIES = ("count", "colour", "tag")
 
 
@@ -168,8 +170,10 @@ def _basket(rng: random.Random) -> tuple[Task, str]:
 
 
 def _enough(rng: random.Random) -> tuple[Task, str]:
-    item, q = rng.choice(PRODUCTS), rng.randint(1, MAX_STOCK)
-    answer = "yes" if stock_of(item) >= q else "no"
+    item = rng.choice(PRODUCTS)
+    stock = stock_of(item)
+    q = rng.choice([q for q in range(1, MAX_STOCK + 1) if abs(stock - q) >= CLEAR])
+    answer = "yes" if stock >= q else "no"
     return Task("enough", word("enough", rng, q=q, item=item), answer, item=item, quantity=q), f"{item} {q}"
 
 

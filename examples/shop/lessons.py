@@ -41,8 +41,8 @@ from examples.shop.toolbox import SYSTEM_PROMPT, TOOLS
 
 SEEDS_SHOWN = 3
 """Seed tasks in a writer's prompt."""
-ROLE_SHARES = {"agent": 0.5, "critic": 0.35, "writer": 0.15}
-FAMILY_WEIGHTS = {family: 2.0 if family in ("enough", "tag") else 1.0 for family in FAMILIES}
+ROLE_SHARES = {"agent": 0.47, "critic": 0.41, "writer": 0.12}
+FAMILY_WEIGHTS = {family: 1.5 if family in ("sum", "change", "enough", "tag") else 1.0 for family in FAMILIES}
 TIE_SHARE = 0.08
 """Critic lessons that compare two wrong steps, their verdict by chance: they teach it to abstain."""
 
@@ -55,16 +55,21 @@ class Lesson:
     tools: tuple[ToolSpec, ...] = ()
     pictures: tuple[bytes, ...] = ()
     """PNG, in the order of the image parts."""
+    first_token_only: bool = False
+    """Whether the loss is on the first token of the answer alone, as of a verdict."""
 
 
-def make_lesson(rng: random.Random, split: Split = "training") -> Lesson:
-    """A lesson in a role and family by chance."""
-    role = _choose(ROLE_SHARES, rng)
-    if role == "agent":
-        return agent_lesson(make_task(_choose(FAMILY_WEIGHTS, rng), split, rng), rng)
-    if role == "critic":
-        return critic_lesson(make_task(_choose(FAMILY_WEIGHTS, rng), split, rng), rng)
-    return writer_lesson([make_task(rng.choice(FAMILIES), split, rng) for _ in range(SEEDS_SHOWN)], rng)
+def make_lesson(role: str, rng: random.Random, split: Split = "training") -> Lesson:
+    """A lesson in `role`, its family by chance."""
+    if role == "writer":
+        return writer_lesson([make_task(rng.choice(FAMILIES), split, rng) for _ in range(SEEDS_SHOWN)], rng)
+    task = make_task(_choose(FAMILY_WEIGHTS, rng), split, rng)
+    return agent_lesson(task, rng) if role == "agent" else critic_lesson(task, rng)
+
+
+def any_lesson(rng: random.Random) -> Lesson:
+    """A lesson in a role by chance."""
+    return make_lesson(_choose(ROLE_SHARES, rng), rng)
 
 
 def task_messages(task: Task) -> tuple[Message, ...]:
@@ -100,7 +105,8 @@ def critic_lesson(task: Task, rng: random.Random) -> Lesson:
     right_first = rng.random() < 0.5
     first, second = (better, wrong) if right_first else (wrong, better)
     messages = critic_messages(task.prompt, _hashes(task), step_messages(steps[:position]), _view(first), _view(second))
-    return Lesson((*messages, assistant(FIRST if right_first else SECOND)), (), pictures_of([task]))
+    verdict = assistant(FIRST if right_first else SECOND)
+    return Lesson((*messages, verdict), (), pictures_of([task]), first_token_only=True)
 
 
 def writer_lesson(seeds: Sequence[Task], rng: random.Random) -> Lesson:
