@@ -22,7 +22,7 @@ import nightschool
 from nightschool import AsyncClient
 from nightschool_server import chat
 from nightschool_server.engine import Delta, FinishReason, Prompt, Sampling, TopLogprob
-from nightschool_server.errors import ContextOverflowError
+from nightschool_server.errors import ContextOverflowError, InvalidRequestError
 from nightschool_server.home import Home
 
 from nightschool_learner.errors import ServerGoneError
@@ -132,8 +132,8 @@ class PracticeSampler:
     async def sample(self, prompt: Prompt, sampling: Sampling, *, adapter: str) -> Samples:
         """`sampling.n` answers to `prompt`, from the model with `adapter`.
 
-        Images whose bytes are not in `prompt.images` must be blobs of the home. Raises ContextOverflowError
-        as the engine does, and what `patiently` raises.
+        Images whose bytes are not in `prompt.images` must be blobs of the home. Raises InvalidRequestError and
+        ContextOverflowError as the engine does, and what `patiently` raises.
         """
         turns = [_to_sdk(message, prompt.images) for message in prompt.messages]
         specs = [_tool_to_sdk(tool) for tool in prompt.tools]
@@ -160,6 +160,8 @@ class PracticeSampler:
             reply = await patiently(self.cycle, call)
         except nightschool.ContextOverflowError as error:
             raise ContextOverflowError(error.field or "messages", error.message) from error
+        except nightschool.InvalidRequestError as error:
+            raise InvalidRequestError(error.field or "messages", error.message) from error
         return Samples(tuple(_sample(answer) for answer in reply.answers), reply.usage.prompt_tokens)
 
 

@@ -244,8 +244,11 @@ def _tool_call(call: content_pb2.ToolCall, field: str) -> chat.ToolCall:
 
 
 def tool_result(result: content_pb2.ToolResult, field: str) -> chat.ToolResult:
-    """What a tool gave back, in a message or in answer to a tool_request."""
-    if not result.name:
+    """What a tool gave back, in a message or in answer to a tool_request.
+
+    Only an error may be nameless: it answers a call that could not be read, and the agent loop writes such ones.
+    """
+    if not result.name and not result.is_error:
         _refuse(f"{field}.name", "empty: name the tool that gave the result")
     return chat.ToolResult(result.call_id, result.name, result.content, result.is_error)
 

@@ -1,4 +1,4 @@
-"""Real server and learner processes for the tests, killed with real signals; moments are chosen by watching the rows."""
+"""Real server and learner processes, killed with real signals; the moment is chosen by watching the rows."""
 
 from __future__ import annotations
 

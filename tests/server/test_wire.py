@@ -248,6 +248,8 @@ def test_messages_survive_the_way_out_and_back() -> None:
         chat.user("what?", ["a" * 64]),
         chat.Message("assistant", (chat.ToolCall("call_0", "price", "{}"),)),
         chat.Message("tool", (chat.ToolResult("call_0", "price", "no such item", is_error=True),)),
+        # What the agent loop answers to a call that it cannot read.
+        chat.Message("tool", (chat.ToolResult("call_0", "", "error: not JSON", is_error=True),)),
     )
     back = wire.generate_call(agent_pb2.GenerateRequest(messages=wire_replies.messages_to_proto(messages)))
     assert back.messages == messages
