@@ -100,7 +100,14 @@ def probe_prompts() -> tuple[ProbePrompt, ...]:
 
 
 def make_run(
-    folder: Path, *, num_text: int = 12, num_pictures: int = 6, seed: int = 3, parent: Path | None = None, **wanted: Any
+    folder: Path,
+    *,
+    num_text: int = 12,
+    num_pictures: int = 6,
+    seed: int = 3,
+    parent: Path | None = None,
+    model: Path = MODEL,
+    **wanted: Any,
 ) -> Manifest:
     """A run folder with pairs, blobs and manifest.json, ready for the trainer."""
     rng = random.Random(seed)
@@ -113,7 +120,7 @@ def make_run(
     pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
     manifest = Manifest(
         cycle_id="cycle_test",
-        base_model=str(MODEL),
+        base_model=str(model),
         parent="base" if parent is None else "0001-parent",
         parent_folder=parent,
         pairs_file=pairs,
