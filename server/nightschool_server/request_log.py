@@ -35,6 +35,9 @@ log = logging.getLogger(__name__)
 MAX_GROUP = 256
 """Jobs of one transaction."""
 
+MAX_QUEUED_IMAGE_BYTES = 256 * 2**20
+"""Of the lines that wait: a queue of few but heavy ones is full, too."""
+
 SWEEP_EVERY_S = 3600.0
 """How often replies past their time are forgotten."""
 
@@ -67,23 +70,34 @@ class _Job:
 class RequestLog:
     """The log of one store. Its methods may be called from any thread; the awaitable ones from any event loop."""
 
-    def __init__(self, store: Store, queue_size: int = 1000, redactor: Redactor = redact_patterns) -> None:
+    def __init__(
+        self,
+        store: Store,
+        queue_size: int = 1000,
+        redactor: Redactor = redact_patterns,
+        *,
+        max_queued_image_bytes: int = MAX_QUEUED_IMAGE_BYTES,
+    ) -> None:
         self._store = store
         self._queue_size = queue_size
+        self._max_image_bytes = max_queued_image_bytes
         self._redactor = redactor
         self._jobs: deque[_Job] = deque()
         self._wake = threading.Condition()
         self._closing = False
         self._num_dropped = 0
+        self._image_bytes = 0
         self._thread = threading.Thread(target=self._run, name="request_log", daemon=True)
         self._thread.start()
 
     def offer(self, record: RequestRecord) -> bool:
         """Queue a line; False, and counted, where the queue is full. Never waits."""
         with self._wake:
-            if self._closing or len(self._jobs) >= self._queue_size:
+            image_bytes = self._image_bytes + record.image_bytes
+            if self._closing or len(self._jobs) >= self._queue_size or image_bytes > self._max_image_bytes:
                 self._num_dropped += 1
                 return False
+            self._image_bytes = image_bytes
             self._jobs.append(self._writing(record, None))
             self._wake.notify()
             return True
@@ -105,6 +119,7 @@ class RequestLog:
         run = lambda db: request_rows.delete_caller(self._store, db, caller)  # noqa: E731
         num_requests, images = await self._submit(lambda done: _Job(run, None, done))
         await asyncio.to_thread(self._store.delete_unused_blobs, images)
+        await asyncio.to_thread(self._store.checkpoint)
         return int(num_requests)
 
     async def flush(self) -> None:
@@ -155,6 +170,7 @@ class RequestLog:
             with self._wake:
                 self._wake.wait_for(lambda: self._jobs or self._closing, SWEEP_EVERY_S)
                 group = [self._jobs.popleft() for _ in range(min(len(self._jobs), MAX_GROUP))]
+                self._image_bytes -= sum(job.record.image_bytes for job in group if job.record and not job.done)
                 if not group and self._closing:
                     return
             if group:

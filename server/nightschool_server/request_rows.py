@@ -64,6 +64,11 @@ class RequestRecord:
     images: Mapping[str, bytes] = field(default_factory=dict)
     """Encoded bytes by sha256 of the images that the store may not hold yet."""
 
+    @property
+    def image_bytes(self) -> int:
+        """Memory that its images take while it waits."""
+        return sum(len(data) for data in self.images.values())
+
 
 @dataclass(frozen=True)
 class StoredReply:

@@ -185,6 +185,10 @@ class Store:
                 self.blob_path(row["sha256"]).unlink(missing_ok=True)
         return len(unused)
 
+    def checkpoint(self) -> None:
+        """Move the write-ahead log into the database: what was deleted is then in neither, unless a reader holds it."""
+        self.query("PRAGMA wal_checkpoint(TRUNCATE)")
+
     def close(self) -> None:
         """Close every thread's connection; no other thread may be using its own."""
         self._closed = True
@@ -214,6 +218,8 @@ class Store:
 def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
     connection.execute("PRAGMA synchronous = FULL")
+    # What a caller has erased is overwritten, not only unlinked.
+    connection.execute("PRAGMA secure_delete = ON")
     return connection
 
 

@@ -218,6 +218,23 @@ async def test_what_a_caller_said_is_erased_with_what_was_made_of_it(store: Stor
     assert await log.forget("alice") == 0
 
 
+async def test_what_was_erased_is_in_no_file(store: Store, log: RequestLog) -> None:
+    secret = "a secret that nobody may find " * 300
+    await log.write(record("a1", secret, request_id="k", response=secret.encode()))
+    await log.forget("alice")
+    assert not [p for p in store.home.path.rglob("*") if p.is_file() and b"nobody may find" in p.read_bytes()]
+
+
+async def test_heavy_lines_fill_the_queue_before_it_is_long(store: Store) -> None:
+    log = RequestLog(store, max_queued_image_bytes=100)
+    assert not log.offer(record("r1", images={"x": bytes(101)}))
+    assert log.counts().num_dropped == 1
+    for number in range(3):
+        assert log.offer(record(f"s{number}", images={"x": bytes(60)}))
+        await log.flush()
+    log.close()
+
+
 async def test_closing_writes_what_is_queued_and_then_refuses(store: Store) -> None:
     log = RequestLog(store, queue_size=1000)
     for number in range(600):
