@@ -1,9 +1,10 @@
 """The main job: one night at the shop, from the first request to a proven adapter.
 
 Starts a real server, keeps streaming clients busy from the first moment to the last, lets the learner
-practise on what they asked, waits for the gate, rolls back and forward, then lets a critic that prefers the
-worse train an adapter and sees the gate reject it. Writes `report.json` into the home folder; exit code 0
-only if every promise held, 1 otherwise, 2 for a home folder that is not empty.
+practise on what they asked, waits for the gate, rolls back and forward, practises once more from the promoted
+adapter, then lets a critic that prefers the worse train an adapter and sees the gate reject it. Writes
+`report.json` into the home folder; exit code 0 only if every promise held, 1 otherwise, 2 for a home folder that
+is not empty.
 
 DEMO_HOME=DIR puts the home folder there; the default is a fresh one below `.demo/`.
 """
@@ -20,7 +21,7 @@ from pathlib import Path
 from nightschool import AsyncClient, Cycle
 
 from examples.shop.night.display import Display
-from examples.shop.night.report import Report, duration_s
+from examples.shop.night.report import MIN_SERVED, Report, duration_s
 from examples.shop.night.server import ROOT, ServerDiedError, serving
 from examples.shop.night.traffic import LiveTraffic
 
@@ -43,8 +44,10 @@ async def night(home: Path, display: Display) -> Report | None:
                 return None
             rollback_s = await swap(client, "base", display)
             promote_s = await swap(client, cycle.candidate, display)
+            second = await practise(client, display, "once more, from the promoted adapter")
+            served_before = (await client.admin.status()).active_adapter
             sabotaged = await practise(client, display, "sabotage: the critic prefers the worse", SABOTAGE)
-            await traffic.wait_for(traffic.served + NUM_CLIENTS)
+            await traffic.wait_for(max(MIN_SERVED, traffic.served + NUM_CLIENTS))
         for line in traffic.lines():
             display.say(line)
         for failure in traffic.failures:
@@ -62,7 +65,10 @@ async def night(home: Path, display: Display) -> Report | None:
         failed=len(traffic.failures),
         promote_s=promote_s,
         rollback_s=rollback_s,
-        sabotage_rejected=sabotaged.state == "rejected" and status.active_adapter == cycle.candidate,
+        second_state=str(second.state),
+        second_after=second.evaluation.candidate_success if second.evaluation else None,
+        second_p=second.evaluation.p_value if second.evaluation else None,
+        sabotage_rejected=sabotaged.state == "rejected" and status.active_adapter == served_before,
         sabotage_after=sabotaged.evaluation.candidate_success if sabotaged.evaluation else None,
     )
 

@@ -35,6 +35,12 @@ class Report:
     promote_s: float
     """From the RPC to the end of the first reply that names the adapter."""
     rollback_s: float
+    second_state: str
+    """How a second cycle from the promoted adapter ended."""
+    second_after: float | None
+    """Held-out success of the second cycle's adapter, on the same tasks; None where it trained none."""
+    second_p: float | None
+    """Exact McNemar of it against the first cycle's adapter, two-sided."""
     sabotage_rejected: bool
     sabotage_after: float | None
     """Held-out success of the sabotaged adapter; None where the cycle did not get to its evaluation."""
@@ -51,8 +57,23 @@ class Report:
             (f"no live request failed: {self.failed}", self.failed == 0),
             (f"promotion seen within {MAX_SWAP_S:.0f} s: {self.promote_s:.2f} s", self.promote_s <= MAX_SWAP_S),
             (f"rollback seen within {MAX_SWAP_S:.0f} s: {self.rollback_s:.2f} s", self.rollback_s <= MAX_SWAP_S),
+            (f"a second cycle did not fall below the first: {self.second}", self.second_held),
             ("the sabotaged adapter was rejected", self.sabotage_rejected),
         )
+
+    @property
+    def second(self) -> str:
+        """The second cycle in words."""
+        if self.second_after is None:
+            return f"{self.second_state}, no adapter trained"
+        return f"{self.second_state}, {self.after:.1%} -> {self.second_after:.1%} (p={self.second_p:.2g})"
+
+    @property
+    def second_held(self) -> bool:
+        """Whether what the second cycle trained is not significantly worse than the first one's adapter."""
+        if self.second_after is None or self.second_p is None:
+            return self.second_state == "stopped"
+        return self.second_after >= self.after or self.second_p >= 0.05
 
     @property
     def held(self) -> bool:
