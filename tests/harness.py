@@ -29,7 +29,7 @@ from nightschool_server.serving import ServeOptions, Serving, StartEngine, servi
 
 ROOT = Path(__file__).resolve().parents[1]
 SHOP_MODEL = ROOT / "examples" / "shop" / "model"
-START_S = 120.0
+START_S = 300.0
 
 Metadata = tuple[tuple[str, str], ...]
 
@@ -156,8 +156,9 @@ class ServerProcess:
         self._reader.start()
 
     def __enter__(self) -> ServerProcess:
-        assert self._serving.wait(START_S), "the server did not start"
-        assert self._process.poll() is None, "".join(self.lines)
+        if not self._serving.wait(START_S) or self._process.poll() is not None:
+            self._process.kill()
+            raise AssertionError("the server did not start: " + "".join(self.lines))
         return self
 
     def __exit__(self, *_: object) -> None:

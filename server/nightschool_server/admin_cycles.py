@@ -89,19 +89,6 @@ class CycleAdmin:
             audit(db, actor, "cancel_cycle", cycle_id, reason)
         return self.get(cycle_id)
 
-    def refuse_while_learning_from(self, caller: str) -> None:
-        """Raises FailedPreconditionError while a cycle learns from a caller's requests: its rows must not vanish
-        under it."""
-        row = self._store.one(
-            "SELECT c.id FROM cycles c JOIN cycle_seeds s ON s.cycle_id = c.id JOIN requests r ON r.id = s.response_id "
-            "WHERE c.state = 'running' AND r.caller = ? LIMIT 1",
-            (caller,),
-        )
-        if row is not None:
-            raise FailedPreconditionError(
-                f"cycle {row['id']} is learning from requests of {caller!r}: cancel it or wait until it has ended"
-            )
-
     def pause(self, actor: str, reason: str, *, paused: bool) -> admin_pb2.LearnerStatus:
         """Hold the learner between two units of work, or let it go on."""
         with self._store.transaction() as db:

@@ -210,4 +210,7 @@ def _preference(row: Row, tools: list[dict[str, Any]] | None) -> dict[str, Any]:
         "rejected": [{"role": "assistant", "content": row["rejected_text"]}],
         "tools": tools,
         "images": [sha256 for message in history for sha256 in message.images],
+        "pair_id": row["id"],
+        "kind": row["kind"],
+        "margin": row["margin"],
     }

@@ -19,8 +19,7 @@ from nightschool_server import admin_records
 from nightschool_server.admin_adapters import AdapterAdmin
 from nightschool_server.admin_cycles import CycleAdmin
 from nightschool_server.admin_status import status_of
-from nightschool_server.audit import audit
-from nightschool_server.errors import InvalidRequestError
+from nightschool_server.forgetting import forget_user
 from nightschool_server.interceptors import current_caller
 from nightschool_server.once import Once
 from nightschool_server.pages import page_of
@@ -146,14 +145,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         """Erases every logged request of a caller, and what was derived from it."""
 
         async def forget() -> admin_pb2.ForgetUserResponse:
-            if not request.user:
-                raise InvalidRequestError("user", "user is empty: send the name of the token whose requests are to go")
-            runtime = self._runtime
-            self._cycles.refuse_while_learning_from(request.user)
-            num_requests = await runtime.request_log.forget(request.user)
-            runtime.images.recent.forget_all()
-            with runtime.store.transaction() as db:
-                audit(db, _actor(), "forget_user", request.user, "")
+            num_requests = await forget_user(self._runtime, _actor(), request.user)
             return admin_pb2.ForgetUserResponse(num_requests=num_requests)
 
         return await self._once(request, admin_pb2.ForgetUserResponse, forget)

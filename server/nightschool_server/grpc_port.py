@@ -6,7 +6,8 @@ Owns the channel's options, TLS and the refusal of a port in use.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,9 @@ MESSAGE_SLACK_BYTES = 16 * 2**20
 """How far over the limit a message may be and still be refused by us, with the rule and the remedy, not by gRPC."""
 
 STARTING_RETRY_S = 2.0
+
+LAST_WORD_S = 0.2
+"""For watchers to be told NOT_SERVING before their stream is cut."""
 
 
 class GrpcPort:
@@ -63,10 +67,23 @@ class GrpcPort:
         admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, self._services)  # type: ignore[arg-type]
         await self._set_health(SERVING)
 
-    async def drain(self, grace_s: float) -> None:
-        """Say so, take no new call, give those in flight `grace_s` to end, then cancel them."""
+    async def drain(self, grace_s: float, idle: Callable[[], Awaitable[None]]) -> None:
+        """Say so, take no new call, give those in flight `grace_s` to end, then cancel them.
+
+        `idle` returns when nothing is left that is worth waiting for: a client that watches the server's health, or a
+        cycle, would hold it up for all of `grace_s`.
+        """
         await self._health.enter_graceful_shutdown()
-        await self._server.stop(grace_s)
+        stopping = asyncio.ensure_future(self._server.stop(grace_s))
+        idling = asyncio.ensure_future(idle())
+        await asyncio.wait({stopping, idling}, return_when=asyncio.FIRST_COMPLETED)
+        idling.cancel()
+        await self._server.stop(LAST_WORD_S)
+        await stopping
+
+    async def close(self) -> None:
+        """Stop at once; after `drain` there is nothing left to do."""
+        await self._server.stop(None)
 
     async def _set_health(self, value: int) -> None:
         for name in ("", *SERVICES):

@@ -16,7 +16,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import grpc
@@ -25,11 +25,11 @@ from nightschool_proto.v1 import content_pb2
 
 from nightschool_server import ids, status
 from nightschool_server.auth import Caller
+from nightschool_server.counters import Counters, Kind, Slot
 from nightschool_server.errors import (
     AuthenticationError,
     InvalidRequestError,
     NightschoolError,
-    OverloadedError,
     PermissionError_,
 )
 
@@ -79,18 +79,8 @@ class Limits:
     default_deadline_s: float
     max_deadline_s: float
     max_in_flight: int
-    """Of live calls, of practice calls and of admin calls, each counted apart."""
+    """Of each kind of call."""
     max_message_bytes: int
-
-
-@dataclass
-class Counters:
-    """Of AgentService calls since the server started."""
-
-    num_served: int = 0
-    num_failed: int = 0
-    """Ended by a fault of the server, not by a mistake of the caller; see `status.SERVER_FAULTS`."""
-    num_in_flight: dict[str, int] = field(default_factory=lambda: {"live": 0, "practice": 0, "admin": 0})
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
@@ -160,7 +150,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             )
         return caller
 
-    def _admitted(self, method: str, request: Any) -> _Slot:
+    def _admitted(self, method: str, request: Any) -> Slot:
         """A place among the calls of its kind. Raises OverloadedError, and InvalidRequestError for a huge message."""
         size, limit = request.ByteSize() if hasattr(request, "ByteSize") else 0, self._limits.max_message_bytes
         if size > limit:
@@ -169,8 +159,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 f"the request has {size} bytes, but at most {limit} are taken (server.max_message_bytes): "
                 "send smaller images, or an image sent before by its sha256",
             )
-        kind = "admin" if service_of(method) != AGENT_SERVICE else "practice" if is_practice(request) else "live"
-        return _Slot(self.counters.num_in_flight, kind, self._limits.max_in_flight)
+        return Slot(self.counters, kind_of(method, request), self._limits.max_in_flight)
 
     @asynccontextmanager
     async def _deadline(self, method: str, context: Context) -> AsyncIterator[None]:
@@ -207,22 +196,13 @@ class _DeadlineError(Exception):
     """The server's own deadline passed."""
 
 
-class _Slot:
-    """One call in flight of its kind."""
-
-    def __init__(self, in_flight: dict[str, int], kind: str, limit: int) -> None:
-        self._in_flight, self._kind, self._limit = in_flight, kind, limit
-
-    def __enter__(self) -> None:
-        if self._in_flight[self._kind] >= self._limit:
-            raise OverloadedError(
-                f"{self._limit} {self._kind} calls are in flight already (server.max_concurrent_requests): "
-                "try again shortly"
-            )
-        self._in_flight[self._kind] += 1
-
-    def __exit__(self, *_: object) -> None:
-        self._in_flight[self._kind] -= 1
+def kind_of(method: str, request: Any) -> Kind:
+    """What a call counts as."""
+    if method in ENDLESS:
+        return "watch"
+    if service_of(method) != AGENT_SERVICE:
+        return "admin"
+    return "practice" if is_practice(request) else "live"
 
 
 def service_of(method: str) -> str:

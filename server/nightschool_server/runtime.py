@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from nightschool_server.app import App
 from nightschool_server.auth import Tokens
 from nightschool_server.config import Config
+from nightschool_server.counters import Counters
 from nightschool_server.engine import Engine
 from nightschool_server.home import Home
 from nightschool_server.images import Images
-from nightschool_server.interceptors import Counters
 from nightschool_server.registry import AdapterRegistry
 from nightschool_server.request_log import RequestLog
 from nightschool_server.store import Store

@@ -22,6 +22,7 @@ from nightschool_server.agent_service import AgentService
 from nightschool_server.app import App, load_app
 from nightschool_server.auth import Tokens
 from nightschool_server.config import Config, to_environment
+from nightschool_server.counters import Counters
 from nightschool_server.distribution import version
 from nightschool_server.durable import write_file
 from nightschool_server.engine import Engine
@@ -30,7 +31,7 @@ from nightschool_server.errors import FailedPreconditionError, NotFoundError
 from nightschool_server.grpc_port import GrpcPort
 from nightschool_server.home import Home
 from nightschool_server.images import Images
-from nightschool_server.interceptors import CallInterceptor, Counters, Limits
+from nightschool_server.interceptors import CallInterceptor, Limits
 from nightschool_server.learner_process import LearnerProcess
 from nightschool_server.registry import AdapterRegistry
 from nightschool_server.request_log import RequestLog
@@ -83,7 +84,7 @@ async def serving(
         tokens.ensure_cli_token(home)
         counters = Counters()
         port = GrpcPort(config.server, [CallInterceptor(tokens, limits_of(config), counters)])
-        stack.push_async_callback(port.drain, 0)
+        stack.push_async_callback(port.close)
         await port.start()
         app, workers = await _application(config, stack)
         running = await (engine() if engine is not None else start_engine(config.engine))
@@ -102,7 +103,9 @@ async def serving(
             yield Serving(port.address, runtime, learner)
         finally:
             log.info("event=draining address=%s drain_s=%g", port.address, config.server.drain_s)
-            await asyncio.gather(port.drain(config.server.drain_s), *([learner.stop()] if learner else []))
+            await asyncio.gather(
+                port.drain(config.server.drain_s, counters.idle), *([learner.stop()] if learner else [])
+            )
             log.info("event=drained")
 
 

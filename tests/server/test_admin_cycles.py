@@ -266,10 +266,14 @@ async def test_forgetting_a_caller_erases_its_requests_and_what_came_of_them_onl
     assert found.code is grpc.StatusCode.FAILED_PRECONDITION
     assert cycle.id in found.message
     end(learner, cycle.id)
+    training_data = server.home / "cycles" / cycle.id / "pairs.jsonl"
+    training_data.parent.mkdir()
+    training_data.write_text("{}\n")
     assert (await wire.admin.ForgetUser(forget, metadata=server.admin)).num_requests == 1
     assert [row["id"] for row in learner.query("SELECT id FROM requests")] == [his]
     assert [row["id"] for row in learner.query("SELECT id FROM tasks")] == [kept]
     assert len(learner.query("SELECT * FROM pairs")) == 1
+    assert not training_data.exists()
     actions = learner.query("SELECT actor, action, subject FROM events WHERE action = 'forget_user'")
     assert actions == [{"actor": "cli", "action": "forget_user", "subject": "alice"}]
 
