@@ -1,6 +1,6 @@
 """Where keys and values live: one slot per sequence, in tensors that grow as they are needed.
 
-Owns the K/V tensors of every layer and the token keys that say what each slot holds, so that a new
+Owns the K/V tensors of every layer, and the token keys that say what each slot holds, so that a new
 sequence can take over or copy the longest prefix that some slot already has. Does not decide who gets
 a slot (see `scheduler.py`) nor how attention reads them (see `attention.py`).
 
@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import Cache
 
-_SMALLEST_CAPACITY = 128
+_SMALLEST_CAPACITY = 256
 
 
 class SlotCache(Cache):  # type: ignore[misc]
@@ -31,33 +31,32 @@ class SlotCache(Cache):  # type: ignore[misc]
         super().__init__(layers=[])
         self.max_slots = max_slots
         self.max_length = max_length
-        self.num_slots = 0
         self.capacity = 0
+        self._num_used = 0
+        """Slots [0, this) were ever written."""
         self.cells = torch.empty(0, dtype=torch.long)
         self._keys: list[torch.Tensor] = []
         self._values: list[torch.Tensor] = []
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of all keys and values."""
+        """Bytes of all keys and values; on a CPU only what was touched is resident."""
         return sum(t.numel() * t.element_size() for t in (*self._keys, *self._values))
 
     def reserve(self, num_slots: int, length: int) -> None:
-        """Grow so that `num_slots` slots of `length` tokens fit; sizes at least double, contents stay."""
-        capacity = self.capacity
-        if length > capacity:
-            capacity = min(self.max_length, max(length, 2 * capacity, _SMALLEST_CAPACITY))
-        slots = self.num_slots
-        if num_slots > slots:
-            slots = min(self.max_slots, max(num_slots, 2 * slots))
-        if (slots, capacity) == (self.num_slots, self.capacity):
-            return
-        for tensors in (self._keys, self._values):
-            for i, old in enumerate(tensors):
-                new = old.new_zeros((slots, capacity, *old.shape[2:]))
-                new[: self.num_slots, : self.capacity] = old
-                tensors[i] = new
-        self.num_slots, self.capacity = slots, capacity
+        """Grow so that slots [0, num_slots) hold `length` tokens; contents stay, lengths at least double.
+
+        Slots come all at once and lengths as needed: what no sequence has touched costs no memory on a CPU.
+        """
+        if length > self.capacity:
+            capacity = min(self.max_length, max(length, 2 * self.capacity, _SMALLEST_CAPACITY))
+            for tensors in (self._keys, self._values):
+                for i, old in enumerate(tensors):
+                    new = _zeros((self.max_slots, capacity, *old.shape[2:]), old)
+                    new[: self._num_used, : self.capacity] = old[: self._num_used]
+                    tensors[i] = new
+            self.capacity = capacity
+        self._num_used = max(self._num_used, num_slots)
 
     def copy_prefix(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` tokens of one slot to another, in every layer."""
@@ -71,8 +70,8 @@ class SlotCache(Cache):  # type: ignore[misc]
         """Write keys and values [1, kv_heads, num_tokens, head_dim] at `cells`; return the layer's tensors."""
         if layer_idx == len(self._keys):
             for tensors, states in ((self._keys, key_states), (self._values, value_states)):
-                shape = (self.num_slots, self.capacity, states.shape[1], states.shape[3])
-                tensors.append(states.new_zeros(shape))
+                shape = (self.max_slots, self.capacity, states.shape[1], states.shape[3])
+                tensors.append(_zeros(shape, states))
         keys, values = self._keys[layer_idx], self._values[layer_idx]
         keys.view(-1, *keys.shape[2:]).index_copy_(0, self.cells, key_states[0].transpose(0, 1))
         values.view(-1, *values.shape[2:]).index_copy_(0, self.cells, value_states[0].transpose(0, 1))
@@ -134,3 +133,14 @@ class PrefixIndex:
         shared = np.where(differs.any(axis=1), differs.argmax(axis=1), width)
         shared[self._serials != serial] = 0
         return np.minimum(shared, self._num_computed), np.minimum(shared, self._num_planned)
+
+
+def _zeros(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
+    """Zeros of the dtype and device of `like`; on a CPU from calloc, whose pages exist once they are written.
+
+    Zeros and not garbage: attention masks what it must not see by adding -inf, which would keep a NaN.
+    """
+    if like.device.type != "cpu":
+        return like.new_zeros(shape)
+    raw = np.zeros(int(np.prod(shape)) * like.element_size(), dtype=np.uint8)
+    return torch.from_numpy(raw).view(like.dtype).view(shape)
