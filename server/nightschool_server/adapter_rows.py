@@ -135,21 +135,15 @@ def insert_adapter(store: Store, folder: AdapterFolder, state: AdapterState, ent
     manifest = folder.manifest
     with store.transaction() as db:
         known = store.one("SELECT id FROM cycles WHERE id = ?", (manifest.get("cycle_id"),))
-        store.db.table("adapters").insert(
-            {
-                "name": folder.name,
-                "sequence": manifest["sequence"],
-                "digest": folder.digest,
-                "state": state,
-                "parent": manifest.get("parent") or BASE,
-                "cycle_id": None if known is None else known["id"],
-                "rank": folder.rank,
-                "alpha": folder.alpha,
-                "target_modules": canonical_json(list(folder.target_modules)),
-                "size_bytes": folder.size_bytes,
-                "manifest": canonical_json(dict(manifest)),
-                "created_at": manifest.get("created_at") or time.time(),
-            }
+        db.execute(
+            "INSERT INTO adapters (name, sequence, digest, state, parent, cycle_id, rank, alpha, target_modules, "
+            "size_bytes, manifest, created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                *(folder.name, manifest["sequence"], folder.digest, state, manifest.get("parent") or BASE),
+                *(None if known is None else known["id"], folder.rank, folder.alpha),
+                *(canonical_json(list(folder.target_modules)), folder.size_bytes, canonical_json(dict(manifest))),
+                manifest.get("created_at") or time.time(),
+            ),
         )
         _write(db, entry)
 

@@ -16,14 +16,15 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-from sqlite_utils import Database
+from typing import TYPE_CHECKING, Any
 
 from nightschool_server import migrations
 from nightschool_server.durable import TEMPORARY_PREFIX, stage_file, sync_folder
 from nightschool_server.errors import FailedPreconditionError, NotFoundError, OverloadedError
 from nightschool_server.home import Home
+
+if TYPE_CHECKING:
+    import sqlite_utils
 
 BUSY_TIMEOUT_S = 10.0
 """How long a write waits for the other process's."""
@@ -90,8 +91,14 @@ class Store:
         return connection
 
     @property
-    def db(self) -> Database:
-        """This thread's connection as sqlite-utils sees it. Write through it only inside `transaction`."""
+    def db(self) -> sqlite_utils.Database:
+        """This thread's connection as sqlite-utils sees it, for reports; write only in `transaction`.
+
+        Imported here because sqlite-utils imports pandas wherever that is installed: a second and more, which neither a
+        command nor a call that is being served should pay.
+        """
+        from sqlite_utils import Database
+
         return Database(self.connection, execute_plugins=False)
 
     @contextmanager
@@ -246,7 +253,7 @@ def _enable_wal(connection: sqlite3.Connection) -> None:
     deadline = time.monotonic() + BUSY_TIMEOUT_S
     while True:
         try:
-            Database(connection, execute_plugins=False).enable_wal()
+            connection.execute("PRAGMA journal_mode = WAL")
             return
         except sqlite3.OperationalError:
             if time.monotonic() > deadline:

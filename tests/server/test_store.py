@@ -262,6 +262,13 @@ def test_only_blobs_that_nothing_names_are_swept(store: Store) -> None:
     assert not store.blob_path(by_nobody).exists()
 
 
+def test_sqlite_utils_reads_the_store_and_is_not_imported_before_that(store: Store) -> None:
+    note(store, "a")
+    assert [row["subject"] for row in store.db.table("events").rows] == ["a"]
+    script = "import sys, nightschool_server.store; sys.exit('sqlite_utils' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
 def test_connections_of_threads_that_ended_are_closed(store: Store) -> None:
     for _ in range(5):
         thread = threading.Thread(target=subjects, args=(store,))
