@@ -23,7 +23,7 @@ from nightschool_server.errors import (
 from safetensors.torch import load_file, save_file
 
 from tests.server.engine_world import World, answer, request
-from tests.server.tiny_models import make_adapter, make_qwen2
+from tests.server.tiny_models import make_adapter, make_idefics3, make_qwen2
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -183,6 +183,14 @@ async def test_a_broken_folder_is_refused_with_file_value_and_remedy(
     assert str(folder) in str(caught.value)
     asked = request("Hi", "plain")
     assert (await answer(shared_engine, asked)).token_ids == world.reference.greedy(asked.prompt, 24, "plain")
+
+
+async def test_an_adapter_of_the_vision_tower_is_refused(tmp_path: Path) -> None:
+    folder = make_idefics3(tmp_path / "model")
+    vision = make_adapter(folder, tmp_path / "vision", seed=5, target_modules=r".*vision_model.*q_proj")
+    async with World(folder, {}).engine() as engine:
+        with pytest.raises(AdapterFormatError, match=r"vision_model.* is not a Linear of the text tower's"):
+            await engine.load_adapter("vision", vision)
 
 
 async def test_a_rank_above_the_limit_is_refused(world: World, tmp_path: Path) -> None:

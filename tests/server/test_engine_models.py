@@ -17,7 +17,7 @@ from nightschool_server.errors import InvalidRequestError, ModelFormatError
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from tests.server.engine_world import World, answer, pictures, prompt_with, request
-from tests.server.tiny_models import make_idefics3, make_qwen2, make_qwen2_vl, make_tokenizer
+from tests.server.tiny_models import make_idefics3, make_qwen2, make_qwen2_vl, make_tokenizer, picture
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +126,8 @@ async def test_images_are_checked_before_anything_runs(seeing: World) -> None:
         "a mark in the text": prompt_with(f"Look {mark}", good),
         "a mark and no image": prompt_with(f"Look {mark}"),
     }
+    if mark == "<|image_pad|>":
+        broken["a thread"] = prompt_with("Look", picture(1, width=2, height=600))
     async with seeing.engine() as engine:
         for what, prompt in broken.items():
             with pytest.raises(InvalidRequestError) as caught:

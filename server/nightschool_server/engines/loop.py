@@ -22,9 +22,9 @@ from nightschool_server.engine import Delta, FinishReason, Scores, TopLogprob
 from nightschool_server.engines.delivery import Outbox, reject, resolve
 from nightschool_server.engines.runner import Runner, Sampled
 from nightschool_server.engines.scheduler import Scheduler, drop
-from nightschool_server.engines.sequences import Job, Sequence
+from nightschool_server.engines.sequences import Chunk, Job, Sequence
 from nightschool_server.engines.text_stream import TextStream
-from nightschool_server.errors import EngineDeadError, NightschoolError
+from nightschool_server.errors import EngineDeadError, InvalidRequestError, NightschoolError
 
 log = logging.getLogger(__name__)
 
@@ -144,8 +144,9 @@ class EngineLoop:
 
     def _step(self) -> None:
         self._scheduler.admit()
-        chunks = self._scheduler.select()
+        chunks = self._see(self._scheduler.select())
         if not chunks:
+            self._outbox.send()
             return
         result = self._runner.step(chunks)
         for chunk in chunks:
@@ -157,6 +158,16 @@ class EngineLoop:
             self._give_token(sampled)
         self.num_generated_tokens += len(result.sampled)
         self._outbox.send()
+
+    def _see(self, chunks: list[Chunk]) -> list[Chunk]:
+        """Run the vision tower where it has yet to; a job whose images it cannot read fails alone."""
+        for job in {id(c.sequence.job): c.sequence.job for c in chunks if c.sequence.job.needs_vision}.values():
+            try:
+                self._runner.see(job)
+            except InvalidRequestError as error:
+                drop(self._scheduler, job)
+                self._outbox.put(job.mailbox, error)
+        return [chunk for chunk in chunks if not chunk.sequence.finished]
 
     def _give_scores(self, sequence: Sequence) -> None:
         job = sequence.job

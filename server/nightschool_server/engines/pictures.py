@@ -92,7 +92,7 @@ class Pictures:
             if known is not None:
                 self._pictures.move_to_end(sha256)
                 return known
-        inputs, block = self._process(_decode(sha256, data))
+        inputs, block = self._preprocess(sha256, _decode(sha256, data))
         picture = Picture(sha256, inputs, block, block.count(self.image_mark))
         with self._lock:
             if sha256 not in self._pictures:
@@ -101,6 +101,17 @@ class Pictures:
             while self._size_bytes > _CACHE_BYTES and len(self._pictures) > 1:
                 self._size_bytes -= self._pictures.popitem(last=False)[1].size_bytes
         return picture
+
+    def _preprocess(self, sha256: str, image: Any) -> tuple[dict[str, torch.Tensor], str]:
+        try:
+            return self._process(image)
+        except Exception as error:
+            # Processors refuse sizes and shapes with errors of every kind; all of it is about this image.
+            raise InvalidRequestError(
+                "images",
+                f"image {sha256[:8]} of {image.width} x {image.height} pixels cannot be preprocessed ({error}): "
+                "send another size or shape",
+            ) from error
 
 
 def _decode(sha256: str, data: bytes) -> Any:

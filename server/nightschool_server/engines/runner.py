@@ -22,6 +22,7 @@ from nightschool_server.engines.pictures import Picture
 from nightschool_server.engines.sampling import RowSampling, sample
 from nightschool_server.engines.sequences import Chunk, Job, Sequence
 from nightschool_server.engines.slots import SlotCache
+from nightschool_server.errors import InvalidRequestError
 
 _FEATURE_CACHE_BYTES = 256 * 2**20
 
@@ -109,7 +110,6 @@ class Runner:
         indices = torch.tensor(read, dtype=torch.long, device=device)
         if self.parts.keeps_logits:
             arguments["logits_to_keep"] = indices
-        # The vision tower runs first, on other tokens than this row's: the routes are set after it.
         embeds = self._embeds_with_images(chunks, starts, input_ids)
         self.adapters.routes.slices = _adapter_slices(chunks, starts)
         if embeds is None:
@@ -145,15 +145,24 @@ class Runner:
             if embeds is None:
                 embeds = self.parts.model.get_input_embeddings()(input_ids)
             where = torch.from_numpy(job.placeholders[low:high] - chunk.start + offset).to(embeds.device)
-            embeds[0, where] = self._features_of(job)[low:high].to(embeds.dtype)
+            assert job.features is not None, "see() comes before the first step"
+            embeds[0, where] = job.features[low:high].to(embeds.dtype)
         return embeds
 
-    def _features_of(self, job: Job) -> torch.Tensor:
-        if job.features is None:
+    def see(self, job: Job) -> None:
+        """Run the vision tower over a job's images; raises InvalidRequestError where it cannot read them."""
+        try:
             features = torch.cat([self._picture_features(picture) for picture in job.rendered.pictures])
-            assert features.shape[0] == len(job.placeholders), "one feature row per placeholder"
-            job.features = features
-        return job.features
+        except Exception as error:
+            # An image is a caller's bytes: whatever it does to the tower must not end the engine for others.
+            raise InvalidRequestError("images", f"the model cannot read the images: {error}") from error
+        if features.shape[0] != len(job.placeholders):
+            raise InvalidRequestError(
+                "images",
+                f"the model makes {features.shape[0]} features of the images where the prompt has "
+                f"{len(job.placeholders)} places: send other images",
+            )
+        job.features = features
 
     def _picture_features(self, picture: Picture) -> torch.Tensor:
         """[num_placeholders, hidden] from the vision tower, remembered by the image's hash."""
@@ -162,7 +171,6 @@ class Runner:
             self._features.move_to_end(picture.sha256)
             return known
         inputs = {k: v.to(self.parts.device) for k, v in picture.inputs.items() if k in self.parts.image_inputs}
-        self.adapters.routes.slices = []
         output = self.parts.model.get_image_features(**inputs)
         pooled = getattr(output, "pooler_output", output)
         if isinstance(pooled, list | tuple):

@@ -110,7 +110,7 @@ class Scheduler:
         running = sorted(self.running, key=lambda s: (s.job.priority, s.job.arrival, s.index))
         num_live = sum(1 for s in running if s.job.priority < PRACTICE_PRIORITY)
         practice_rows = self._limits.max_practice_rows_with_live if num_live else self._limits.num_slots
-        practice_budget = self._limits.prefill_chunk_tokens // (4 if num_live else 1)
+        practice_budget = max(1, self._limits.prefill_chunk_tokens // (4 if num_live else 1))
         budget, num_images = self._limits.prefill_chunk_tokens, 0
         chunks: list[Chunk] = []
         for position, sequence in enumerate(running):

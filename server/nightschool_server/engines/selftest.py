@@ -25,7 +25,7 @@ from nightschool_server.engines.delivery import Mailbox
 from nightschool_server.engines.loading import LoadedModel
 from nightschool_server.engines.rendering import Rendered
 from nightschool_server.engines.runner import Runner
-from nightschool_server.engines.sequences import Chunk, Job
+from nightschool_server.engines.sequences import Chunk, Job, Sequence
 from nightschool_server.errors import ModelFormatError, NightschoolError
 
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 6e-2}
@@ -115,7 +115,7 @@ def _check_tokens(loaded: LoadedModel, token_ids: NDArray[np.int64]) -> None:
 
 def _slot_logits(runner: Runner, prompts: list[Rendered]) -> list[torch.Tensor]:
     """The same logits through slots: in chunks of 5, then 1, then 7 tokens, and so on, all prompts together."""
-    sequences = []
+    sequences: list[Sequence] = []
     for slot, rendered in enumerate(prompts):
         # The last tokens of the prompt are scored as a continuation, so that their logits are read.
         cut = len(rendered.token_ids) - _NUM_READ
@@ -125,6 +125,8 @@ def _slot_logits(runner: Runner, prompts: list[Rendered]) -> list[torch.Tensor]:
                              rendered.position_delta)  # fmt: skip
         following = np.concatenate([rendered.token_ids[cut + 1 :], rendered.token_ids[:1]])
         job = Job("self-test", start, Sampling(), 0, 0, Mailbox(), 0, continuation=following)
+        if job.needs_vision:
+            runner.see(job)
         job.sequences[0].slot = slot
         sequences.append(job.sequences[0])
     logits: list[list[torch.Tensor]] = [[] for _ in prompts]
