@@ -6,6 +6,7 @@ say is a `Verdict`; whether it counts is `critique.choose`'s to decide.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,8 @@ from nightschool_learner.critique import Context, Critic, Verdict, Winner
 from nightschool_learner.prompts import FIRST, SECOND, CandidateView, critic_messages
 from nightschool_learner.sampling import AnswerSampler
 from nightschool_learner.stages import Cycle
+
+logger = logging.getLogger(__name__)
 
 VERDICT_SAMPLING = Sampling(max_tokens=1, temperature=0.0, logprobs=True, top_logprobs=20)
 """One greedy token, with the odds of the likeliest ones."""
@@ -77,7 +80,10 @@ def make_critic(cycle: Cycle, sampler: AnswerSampler) -> Critic:
         critic = EndpointCritic.connect(config.endpoint, cycle.store.get_blob)
     else:
         critic = ServedCritic(sampler, cycle.adapter_of(config.adapter))
-    return InvertedCritic(critic) if cycle.config.fault_injection.invert_critic else critic
+    if cycle.config.fault_injection.invert_critic:
+        logger.warning("event=fault_injected cycle=%s fault=invert_critic", cycle.id)
+        return InvertedCritic(critic)
+    return critic
 
 
 def _logprob_of(letter: str, top: Sequence[TopLogprob], floor: float) -> float:

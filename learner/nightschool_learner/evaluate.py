@@ -14,16 +14,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import tempfile
-from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import nightschool
-from nightschool.content import Part
 from nightschool_server import chat
 from nightschool_server.agent import Episode, EpisodeResult, Limits, LiveActor, run_episode
 from nightschool_server.app import EvaluationTask, is_correct, load_evaluation
-from nightschool_server.engine import Delta, Prompt, Sampling
+from nightschool_server.engine import Sampling
 from nightschool_server.errors import AppError, ContextOverflowError
 from nightschool_server.evaluation_set import EvaluationSet
 from nightschool_server.executors import WorkerExecutor
@@ -35,7 +32,7 @@ from nightschool_server.training_config import EvaluateConfig
 from nightschool_learner import records
 from nightschool_learner.evaluation_records import TaskResult, insert_results, results_of
 from nightschool_learner.parallel import for_each
-from nightschool_learner.sampling import patiently
+from nightschool_learner.sampling import AdapterSampler, PracticeSampler
 from nightschool_learner.stages import Cycle, Ending, Progress
 from nightschool_learner.statistics import minimum_detectable_difference
 
@@ -161,7 +158,7 @@ class Examiner:
         state = ToolState.initial(app, self.root)
         limits = Limits(app.max_steps, self.config.max_tokens, self.config.max_task_tokens, MAX_TASK_S)
         messages = (chat.system(app.system_prompt), chat.user(task.prompt, list(images)))
-        sampler = ServerSampler(self.cycle, adapter)
+        sampler = AdapterSampler(PracticeSampler(self.cycle), adapter)
         actor = LiveActor(sampler, self.executor, Sampling(temperature=0.0))
         try:
             result = await run_episode(Episode(messages, state, limits, images), actor)
@@ -189,60 +186,3 @@ def read_images(task: EvaluationTask) -> dict[str, bytes]:
     """The task's images by sha256, in order."""
     data = [path.read_bytes() for path in task.images]
     return {hashlib.sha256(each).hexdigest(): each for each in data}
-
-
-@dataclass(frozen=True)
-class ServerSampler:
-    """Samples a step from the server, pinned to an adapter, behind every live request."""
-
-    cycle: Cycle
-    adapter: str
-
-    async def sample(self, prompt: Prompt, sampling: Sampling) -> AsyncIterator[Delta]:
-        """The whole answer as one delta."""
-        turns = [_turn(message, prompt.images) for message in prompt.messages]
-        specs = [nightschool.Tool(tool.name, tool.description, tool.schema) for tool in prompt.tools]
-        try:
-            reply = await patiently(
-                self.cycle,
-                lambda: self.cycle.client.generate(
-                    turns,
-                    tools=specs,
-                    max_tokens=sampling.max_tokens,
-                    temperature=sampling.temperature,
-                    logprobs=True,
-                    adapter=self.adapter,
-                    learning=nightschool.LearningPolicy.NO_LOG,
-                    priority=nightschool.Priority.PRACTICE,
-                ),
-            )
-        except nightschool.ContextOverflowError as error:
-            raise ContextOverflowError("messages", str(error)) from error
-        answer = reply.answers[0]
-        assert answer.tokens is not None, "the server was asked for logprobs"
-        cut = answer.finish_reason is nightschool.FinishReason.LENGTH
-        yield Delta(
-            index=0,
-            text=answer.text,
-            token_ids=answer.tokens.ids,
-            logprobs=answer.tokens.logprobs,
-            finish_reason="length" if cut else "stop",
-            num_prompt_tokens=reply.usage.prompt_tokens,
-            num_cached_tokens=reply.usage.cached_tokens,
-        )
-
-
-def _turn(message: chat.Message, images: Mapping[str, bytes]) -> nightschool.Message:
-    return nightschool.Message(nightschool.Role(message.role), tuple(_part(part, images) for part in message.parts))
-
-
-def _part(part: chat.Part, images: Mapping[str, bytes]) -> Part:
-    match part:
-        case chat.Text(text):
-            return nightschool.Text(text)
-        case chat.Image(sha256):
-            return nightschool.Image(data=images[sha256])
-        case chat.ToolCall(id_, name, arguments):
-            return nightschool.ToolCall(id_, name, arguments)
-        case chat.ToolResult(call_id, name, content, is_error):
-            return nightschool.ToolResult(call_id, name, content, is_error)

@@ -21,7 +21,7 @@ from nightschool import AsyncClient
 from nightschool_server.app import App
 from nightschool_server.config import Config
 from nightschool_server.engine import BASE
-from nightschool_server.errors import ConfigError
+from nightschool_server.errors import ConfigError, OverloadedError
 from nightschool_server.home import Home
 from nightschool_server.learner_config import LearnerConfig, with_overrides
 from nightschool_server.store import Store
@@ -35,6 +35,8 @@ from nightschool_learner.stages import STAGE_NAMES, Cycle, Progress, Stage
 logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.json"
+RECONNECT_S = 1.0
+"""Between two attempts to take up a cycle whose server, or whose store's lock, was not to be had."""
 
 
 @dataclass
@@ -54,17 +56,17 @@ class Learner:
 
     async def run(self) -> None:
         """Run cycles as they are queued, until `stopping` is set."""
+        report.write_missing(self.home.cycles, self.store)
         while not self.stopping.is_set():
             row = records.open_cycle(self.store)
             if row is None or records.is_paused(self.store) or self._held_by_other(row):
-                await self._rest()
+                await self._rest(self.config.learner.poll_s)
                 continue
             try:
                 await self._run_cycle(row)
-            except ServerGoneError as error:
-                logger.warning("event=server_gone cycle=%s error=%s", row.id, error)
-                records.set_last_error(self.store, str(error))
-                await self._rest()
+            except (ServerGoneError, OverloadedError) as error:
+                logger.warning("event=cycle_waits cycle=%s error=%s", row.id, error)
+                await self._rest(RECONNECT_S)
 
     async def _run_cycle(self, row: CycleRow) -> None:
         async with connect(self.home) as client:
@@ -94,8 +96,8 @@ class Learner:
             if reason is None and self.stopping.is_set():
                 return None, ""
             return "cancelled", reason or "cancelled"
-        except ServerGoneError:
-            raise
+        except (ServerGoneError, OverloadedError):
+            raise  # nothing is wrong with the cycle: it goes on from its rows
         except Exception as error:  # the boundary of a cycle: whatever a stage raises ends it, on the record
             logger.exception("event=cycle_failed cycle=%s", cycle.id)
             return "failed", f"{type(error).__name__}: {error}"
@@ -168,8 +170,11 @@ class Learner:
 
     async def _watch(self, cycle: Cycle) -> None:
         while not cycle.cancelled.is_set():
-            await self._rest()
-            self._obey(cycle)
+            await self._rest(self.config.learner.poll_s)
+            try:
+                self._obey(cycle)
+            except OverloadedError as error:
+                logger.warning("event=lease_not_renewed cycle=%s error=%s", cycle.id, error)
 
     def _obey(self, cycle: Cycle) -> None:
         lease_s = self.config.learner.lease_s
@@ -189,7 +194,7 @@ class Learner:
             return False
         return bool(psutil.pid_exists(int(row.lease_pid or 0)))
 
-    async def _rest(self) -> None:
-        """Wait until it is time to look again."""
+    async def _rest(self, seconds: float) -> None:
+        """Wait, or until the process is to stop."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.stopping.wait(), self.config.learner.poll_s)
+            await asyncio.wait_for(self.stopping.wait(), seconds)

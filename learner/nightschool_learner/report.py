@@ -26,6 +26,14 @@ def write(folder: Path, store: Store, cycle_id: str) -> Path:
     return path
 
 
+def write_missing(cycles: Path, store: Store) -> None:
+    """Write the report of every cycle that ended as its learner was killed."""
+    for row in store.query("SELECT id FROM cycles WHERE started_at IS NOT NULL AND ended_at IS NOT NULL"):
+        folder = cycles / row["id"]
+        if folder.is_dir() and not (folder / REPORT_FILE).exists():
+            write(folder, store, row["id"])
+
+
 def build(store: Store, cycle_id: str) -> dict[str, Any]:
     """The report: the cycle, its funnel, every stage with counts and seconds, the evaluation."""
     cycle = dict(

@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+CALL_TIMEOUT_S = 600.0
+"""A call of practice waits behind every live request; the server caps it at `server.max_deadline_s`."""
 FIRST_DELAY_S = 0.1
 MAX_DELAY_S = 5.0
 
@@ -154,6 +156,7 @@ class PracticeSampler:
                 adapter=adapter,
                 learning=nightschool.LearningPolicy.NO_LOG,
                 priority=nightschool.Priority.PRACTICE,
+                timeout_s=CALL_TIMEOUT_S,
             )
 
         try:

@@ -29,7 +29,7 @@ class Process:
     log: Path
 
     def kill(self) -> None:
-        """SIGKILL, and wait until it is gone."""
+        """SIGKILL, and wait until it is gone; nothing where it has gone before."""
         self.child.send_signal(signal.SIGKILL)
         self.child.wait()
 
@@ -67,9 +67,14 @@ def serving(home: Home, *settings: str) -> Iterator[Process]:
         server.stop()
 
 
-def learner(home: Home) -> Process:
-    """A learner on `home`."""
-    return start(home, "nightschool_learner", "--set", "agent.app=examples.shop.app:app")
+@contextmanager
+def learner(home: Home) -> Iterator[Process]:
+    """A learner on `home`; one that still runs at the end is killed."""
+    process = start(home, "nightschool_learner", "--set", "agent.app=examples.shop.app:app")
+    try:
+        yield process
+    finally:
+        process.kill()
 
 
 def watch(store: Store, process: Process, reached: Callable[[], bool]) -> None:

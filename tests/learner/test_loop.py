@@ -129,6 +129,16 @@ async def test_a_queued_cycle_runs_every_stage_in_order_and_leaves_its_files(hou
     assert report["funnel"]["pairs"] == 0
 
 
+async def test_a_report_that_a_kill_prevented_is_written_by_the_next_learner(house: House) -> None:
+    cycle_id = house.queue()
+    await house.run_until_ended(cycle_id)
+    path = house.store.home.cycles / cycle_id / "report.json"
+    written = path.read_text()
+    path.unlink()
+    await house.run_until_ended(cycle_id)
+    assert path.read_text() == written
+
+
 async def test_nothing_to_learn_stops_the_cycle_with_the_reason(house: House) -> None:
     async def work(cycle: Cycle) -> Ending | None:
         raise NothingToLearnError("3 pairs, fewer than 24")

@@ -81,16 +81,15 @@ def test_a_learner_killed_in_every_stage_finishes_the_cycle_and_pays_for_nothing
         cycle = client.admin.cycles.trigger(reason="kill test", overrides=SMALL)
         before: dict[str, list[str]] = {}
         for stage, reached in moments(store, home.cycles / cycle.id).items():
-            process = learner(home)
-            watch(store, process, reached)
-            process.kill()
+            with learner(home) as process:
+                watch(store, process, reached)
             check_nothing_is_doubled(store)
             check_still_there(store, before)
             before = {table: dump(store, table) for table in UNITS}
             assert store.query("SELECT state FROM cycles") == [{"state": "running"}], f"killed in {stage}"
-        last = learner(home)
-        watch(store, last, lambda: store.query("SELECT ended_at FROM cycles") != [{"ended_at": None}])
-        assert last.stop() == 0
+        with learner(home) as last:
+            watch(store, last, lambda: store.query("SELECT ended_at FROM cycles") != [{"ended_at": None}])
+            assert last.stop() == 0
         check_nothing_is_doubled(store)
         check_still_there(store, before)
         check_the_cycle_is_whole(store, home, cycle.id)
