@@ -23,6 +23,9 @@ from tests.learner.training_data import Trained, picture
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
+_scales = iter(1 + 0.01 * i for i in range(100))
+"""So that every test has a candidate of its own."""
+
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
@@ -34,7 +37,7 @@ async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Worl
 async def cycle(served: World, trained: Trained) -> AsyncIterator[Cycle]:
     """A cycle with a candidate of its own, ended with the test."""
     made = served.cycle("evaluate.concurrency=8")
-    records.set_candidate(served.store, made.id, await add_adapter(served, trained))
+    records.set_candidate(served.store, made.id, await add_adapter(served, trained, scale=next(_scales)))
     yield made
     records.finish(served.store, made.id, "cancelled", "end of the test")
 
