@@ -67,12 +67,11 @@ class Generator:
                 async with aclosing(self._sample(request, so_far)) as events:
                     async for event in events:
                         yield event
-                served.status = "OK"
-            finally:
-                served.turns = (chat.assistant(so_far.answers[0].text),)
-                served.usage = so_far.usage()
-                if served.status != "OK":
-                    recorder.offer(served)
+            except BaseException as error:
+                served.end_with_answer(so_far)
+                recorder.failed(served, error)
+                raise
+            served.end_with_answer(so_far)
             stored = reply_of(served, so_far).SerializeToString() if call.request_id else b""
             await recorder.save(served, stored)
             claim.response = stored

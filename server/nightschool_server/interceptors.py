@@ -121,6 +121,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             failure = status.status_of(error)
         except _DeadlineError as error:
             failure = status.deadline_status(str(error))
+        except grpc.aio.AbortError:
+            # Whoever ended the call so has sent its status.
+            raise
         except (asyncio.CancelledError, GeneratorExit):
             log.info("event=call_cancelled call=%s method=%s", call_id, method)
             raise

@@ -71,7 +71,7 @@ class LearnerProcess:
             await self._process.wait()
 
     async def _keep_running(self) -> None:
-        backoff = MIN_BACKOFF_S
+        backoff = MIN_BACKOFF_S / 2
         while True:
             started = time.monotonic()
             self._process = await asyncio.create_subprocess_exec(

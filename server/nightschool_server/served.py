@@ -7,18 +7,23 @@ the log's rows and its writer are `request_log.py`'s.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
+import grpc
 from nightschool_proto.v1 import content_pb2
 
 from nightschool_server import chat, engine, episode
+from nightschool_server.errors import NightschoolError
 from nightschool_server.repeats import Answered, Claim, Repeats
 from nightschool_server.request_log import LoggedMessage, RequestLog, RequestRecord
+from nightschool_server.status import SERVER_FAULTS, row_of
 from nightschool_server.wire import ModelCall, Policy
+from nightschool_server.wire_replies import AnswersSoFar
 
 Method = Literal["generate", "stream", "task"]
 
@@ -33,8 +38,8 @@ class Served:
     call: ModelCall
     adapter: str
     started_at: float = field(default_factory=time.time)
-    status: str = "CANCELLED"
-    """gRPC status name; OK once every answer is complete."""
+    status: str = "OK"
+    """gRPC status name."""
     outcome: str = ""
     """Of a task: how the episode ended."""
     turns: tuple[chat.Message, ...] = ()
@@ -43,9 +48,13 @@ class Served:
     num_tool_errors: int = 0
     usage: content_pb2.Usage = field(default_factory=content_pb2.Usage)
 
+    def end_with_answer(self, so_far: AnswersSoFar) -> None:
+        """Take in what was sampled; of several answers the first is the turn that is logged."""
+        self.turns = (chat.assistant(so_far.answers[0].text),)
+        self.usage = so_far.usage()
+
     def end_with(self, result: episode.EpisodeResult) -> None:
         """Take in how a task ended."""
-        self.status = "OK"
         self.outcome = result.outcome
         self.turns = result.messages
         self.num_steps = result.num_steps
@@ -81,16 +90,26 @@ class Recorder:
         async with self._repeats.claim(caller, call.request_id, call.digest, find) as claim:
             yield claim
 
-    def offer(self, served: Served) -> None:
-        """Log a call without waiting; its request_id is free to be tried again."""
-        self._log.offer(self._record(served, None))
+    def failed(self, served: Served, error: BaseException) -> None:
+        """Log a call that was cut off or that the server failed; its request_id is free to be tried again.
+
+        A caller's mistake is not logged: nothing was answered and there is nothing to learn.
+        """
+        if isinstance(error, NightschoolError):
+            code = row_of(error).code
+        else:
+            cut = isinstance(error, (asyncio.CancelledError, GeneratorExit))
+            code = grpc.StatusCode.CANCELLED if cut else grpc.StatusCode.INTERNAL
+        if code is grpc.StatusCode.CANCELLED or code in SERVER_FAULTS:
+            served.status = code.name
+            self._log.offer(self._record(served, None))
 
     async def save(self, served: Served, response: bytes) -> None:
         """Log an answered call before its reply leaves: durably where a repeat may ask for it."""
         if served.call.request_id and self.policy_of(served.call) != "no_log":
             await self._log.write(self._record(served, response))
         else:
-            self.offer(served)
+            self._log.offer(self._record(served, None))
 
     def _record(self, served: Served, response: bytes | None) -> RequestRecord:
         call = served.call

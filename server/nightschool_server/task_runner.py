@@ -105,11 +105,11 @@ class TaskRunner:
                                 result = item
                             else:
                                 yield item
-                assert result is not None, "an episode ends with its result"
-                served.end_with(result)
-            finally:
-                if result is None:
-                    recorder.offer(served)
+            except BaseException as error:
+                recorder.failed(served, error)
+                raise
+            assert result is not None, "an episode ends with its result"
+            served.end_with(result)
             finished = Response(finished=finished_of(result))
             stored = stored_form(served, finished)
             await recorder.save(served, stored)

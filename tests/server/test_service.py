@@ -261,6 +261,32 @@ async def test_what_was_logged_tells_the_callers_turns_from_the_models(shop: Stu
     assert [(row["role"], row["sampled"]) for row in rows] == [("user", 0), ("assistant", 1)]
 
 
+async def test_a_cut_off_answer_is_logged_as_far_as_it_went_and_a_mistake_is_not(
+    shop: Stubs, shop_server: Running
+) -> None:
+    stream = shop.agent.StreamGenerate(ask("hi", max_tokens=1900, ignore_eos=True), metadata=shop_server.user)
+    cut = (await stream.read()).started.response_id
+    await stream.read()
+    stream.cancel()
+    refused = shop.agent.StreamGenerate(ask("hi", max_tokens=100_000), metadata=shop_server.user)
+    mistaken = (await refused.read()).started.response_id
+    await failure(events_of_rest(refused))
+    await until_idle(shop, shop_server)
+    # Whatever is written durably comes after what was queued before it.
+    await shop.agent.Generate(ask("hi", request_id="after-cut"), metadata=shop_server.user)
+    query = shop_server.runtime.store.query
+    rows = query("SELECT status, completion_tokens FROM requests WHERE id = ?", (cut,))
+    assert [row["status"] for row in rows] == ["CANCELLED"]
+    assert 0 < rows[0]["completion_tokens"] < 1900
+    assert query("SELECT 1 FROM requests WHERE id = ?", (mistaken,)) == []
+
+
+async def events_of_rest(stream: grpc.aio.UnaryStreamCall) -> None:
+    """Reads a stream whose first event was read to its end."""
+    while await stream.read() is not grpc.aio.EOF:
+        pass
+
+
 async def test_models_are_the_base_and_what_may_be_pinned(shop: Stubs, shop_server: Running) -> None:
     models = (await shop.agent.ListModels(agent_pb2.ListModelsRequest(), metadata=shop_server.user)).models
     assert models[0].name == "base"
