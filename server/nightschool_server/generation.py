@@ -13,7 +13,7 @@ from contextlib import aclosing
 
 from nightschool_proto.v1 import agent_pb2
 
-from nightschool_server import chat, engine
+from nightschool_server import engine
 from nightschool_server.auth import Caller
 from nightschool_server.errors import InvalidRequestError
 from nightschool_server.ids import new_id
