@@ -6,7 +6,8 @@ Sides: the engine on the base model, on one rank-64 adapter, on base and two ada
 and the slow reference, transformers' `generate` with peft, one request after another. Same prompts, same
 output length (the end token is ignored), greedy, both sides loaded, repetitions alternate, one warm-up.
 Prints a table (median, min-max over the rounds) and a last line of JSON. CPU seconds are this process's
-own: tokens per CPU second hold on a machine that others use, tokens per second only on a quiet one.
+own: tokens per CPU second, and their ratios to `generate`, hold on a machine that others use better than
+tokens per second do.
 """
 
 from __future__ import annotations
@@ -177,7 +178,7 @@ def report(arguments: argparse.Namespace, runs: dict[tuple[str, int], list[Run]]
     for (side, streams), found in runs.items():
         slow = "generate, base" if side.endswith("base") else "generate, one adapter"
         pairs = zip(found, runs[slow, 1], strict=True)
-        ratios = sorted(one.tokens_per_s / other.tokens_per_s for one, other in pairs)
+        ratios = sorted(one.tokens_per_cpu_s / other.tokens_per_cpu_s for one, other in pairs)
         speeds = sorted(run.tokens_per_s for run in found)
         speed, low, high = statistics.median(speeds), speeds[0], speeds[-1]
         ratio, less, more = statistics.median(ratios), ratios[0], ratios[-1]
