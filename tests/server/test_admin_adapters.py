@@ -104,7 +104,7 @@ async def test_a_request_begun_before_a_promotion_ends_on_its_adapter(
 ) -> None:
     first, second = [await imported(wire, server, folder) for folder in folders]
     await promote(wire, server, first)
-    stream = wire.agent.StreamGenerate(ask("hi", max_tokens=300, ignore_eos=True), metadata=server.user)
+    stream = wire.agent.StreamGenerate(ask("hi", max_tokens=150, ignore_eos=True), metadata=server.user)
     started = (await stream.read()).started
     await stream.read()
     await promote(wire, server, second)
@@ -113,8 +113,8 @@ async def test_a_request_begun_before_a_promotion_ends_on_its_adapter(
     while (event := await stream.read()) is not grpc.aio.EOF:
         events.append(event)
     assert started.adapter == first
-    assert events[-1].usage.completion_tokens == 300
-    alone = await wire.agent.Generate(ask("hi", max_tokens=300, ignore_eos=True, adapter=first), metadata=server.user)
+    assert events[-1].usage.completion_tokens == 150
+    alone = await wire.agent.Generate(ask("hi", max_tokens=150, ignore_eos=True, adapter=first), metadata=server.user)
     assert next(event.finished.text for event in events if event.HasField("finished")) == alone.answers[0].text
 
 

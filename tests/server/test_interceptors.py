@@ -13,7 +13,6 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 from nightschool_proto.v1 import admin_pb2, admin_pb2_grpc, agent_pb2, agent_pb2_grpc, content_pb2
-
 from nightschool_server import errors
 from nightschool_server.auth import Caller
 from nightschool_server.interceptors import CallInterceptor, Limits, current_caller

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import grpc
 import pytest
 from google.rpc import error_details_pb2
-
 from nightschool_server import errors, status
 
 

@@ -9,7 +9,6 @@ import json
 import PIL.Image
 import pytest
 from nightschool_proto.v1 import agent_pb2, content_pb2
-
 from nightschool_server import chat, engine, wire, wire_replies
 from nightschool_server.errors import InvalidRequestError
 
@@ -175,8 +174,8 @@ def test_a_task_start_is_checked_like_a_request() -> None:
     with pytest.raises(InvalidRequestError) as caught:
         wire.task_call(agent_pb2.TaskStart(messages=[message(text())], max_steps=-2), TASK)
     assert caught.value.field == "start.max_steps"
+    two = content_pb2.Sampling(n=2)
     with pytest.raises(InvalidRequestError) as caught:
-        two = content_pb2.Sampling(n=2)
         wire.task_call(agent_pb2.TaskStart(messages=[message(text())], sampling=two), TASK)
     assert caught.value.field == "start.sampling.n"
     assert str(caught.value).startswith("start.sampling.n is 2")
