@@ -17,7 +17,7 @@ from nightschool_server.home import Home
 from nightschool_server.store import Store
 
 ROOT = Path(__file__).parents[2]
-DEADLINE_S = 240.0
+DEADLINE_S = 600.0
 POLL_S = 0.002
 
 

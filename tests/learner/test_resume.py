@@ -73,7 +73,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
     return Home(tmp_path_factory.mktemp("resume") / "home")
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_learner_killed_in_every_stage_finishes_the_cycle_and_pays_for_nothing_twice(home: Home) -> None:
     with serving(home), Client(home=home.path) as client:
         store = Store.open(home, migrate=False)
