@@ -18,7 +18,7 @@ from examples.shop.catalogue import PRODUCTS, price_of, stock_of
 from examples.shop.families import Task
 from examples.shop.toolbox import run_tool
 
-WRONG_SHARE = 0.78
+WRONG_SHARE = 0.7
 """How much of a corrupted family's demonstrations is wrong."""
 CORRUPTED = {
     "change": "adds where it should subtract",

@@ -78,7 +78,7 @@ WORDINGS: dict[str, tuple[str, ...]] = {
     ),
 }
 FAMILIES = tuple(WORDINGS)
-CLEAR = 4
+CLEAR = 12
 """How far stock and demand are apart where the question is whether there is enough."""
 PICTURE_FAMILIES = ("count", "colour", "tag")
 

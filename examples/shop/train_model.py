@@ -41,12 +41,11 @@ class Recipe:
 
     seed: int = 7
     copying_steps: int = 650
-    eyes_steps: int = 1100
-    steps: int = 3300
+    eyes_steps: int = 900
+    steps: int = 4000
     batch: int = 16
     matrix_rate: float = 4e-3
     rate: float = 2e-3
-    eyes_rate: float = 5e-4
     warm_up: int = 60
     weight_decay: float = 0.05
 
@@ -152,7 +151,7 @@ def loss_of(model: Any, batch: Batch) -> Tensor:
     The tokens that all rows begin with (system prompt and tools) run once and are shared through the
     key-value cache: the same gradient at half the cost.
     """
-    shared = common_prefix(batch.tokens)
+    shared = common_prefix(batch.tokens, model.config.image_token_id)
     cache = DynamicCache(config=model.config.text_config)
     model.model(input_ids=batch.tokens[:1, :shared], past_key_values=cache, use_cache=True)
     cache.batch_repeat_interleave(len(batch.tokens))
@@ -167,10 +166,11 @@ def loss_of(model: Any, batch: Batch) -> Tensor:
     return (losses * weights).sum() / weights.sum()
 
 
-def common_prefix(tokens: Tensor) -> int:
-    """How many tokens all rows of [batch, length] begin with, at least 1."""
-    differs = (tokens != tokens[:1]).any(0)
-    return max(1, int(differs.int().argmax())) if bool(differs.any()) else 1
+def common_prefix(tokens: Tensor, image_token: int) -> int:
+    """How many tokens all rows of [batch, length] begin with before any picture; at least 1, not all."""
+    ends = (tokens != tokens[:1]).any(0) | (tokens[0] == image_token)
+    ends[-1] = True
+    return max(1, int(ends.int().argmax()))
 
 
 def _train_jointly(model: Any, recipe: Recipe, source: Iterator[Batch]) -> None:
@@ -202,20 +202,20 @@ def schedule(progress: float, warm_up: float) -> float:
 
 
 def _optimizers(model: Any, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """Muon for the text tower's matrices, which learns to copy three times sooner than AdamW; AdamW for the rest."""
-    eyes = [*model.model.vision_model.parameters(), *model.model.connector.parameters()]
+    """Muon for the text tower's matrices, which learns to copy three times sooner than AdamW; AdamW for the rest.
+
+    The eyes stay as they are: while the lessons are still noise, their gradient makes the image tokens collapse.
+    """
+    for part in (model.model.vision_model, model.model.connector):
+        part.requires_grad_(False)
     matrices = [parameter for parameter in model.model.text_model.layers.parameters() if parameter.ndim == 2]
-    known = {id(parameter) for parameter in (*eyes, *matrices)}
-    others = [parameter for parameter in model.parameters() if id(parameter) not in known]
+    known = {id(parameter) for parameter in matrices}
+    others = [parameter for parameter in model.model.text_model.parameters() if id(parameter) not in known]
     return [
         torch.optim.Muon(
             matrices, lr=recipe.matrix_rate, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw"
         ),
-        torch.optim.AdamW(
-            [{"params": others, "lr": recipe.rate}, {"params": eyes, "lr": recipe.eyes_rate}],
-            betas=(0.9, 0.98),
-            weight_decay=0.0,
-        ),
+        torch.optim.AdamW(others, lr=recipe.rate, betas=(0.9, 0.98), weight_decay=0.0),
     ]
 
 

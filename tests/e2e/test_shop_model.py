@@ -21,11 +21,11 @@ from examples.shop.architecture import CHAT_TEMPLATE
 from examples.shop.demonstrations import CORRUPTED, right_steps, slip, taught_error, wrong_steps
 from examples.shop.dummy import MODEL, Dummy, load
 from examples.shop.families import FAMILIES, PICTURE_FAMILIES, Split, make_task
-from examples.shop.lessons import any_lesson, make_lesson
+from examples.shop.lessons import agent_lesson, any_lesson, make_lesson
 from examples.shop.rollouts import execute, run_all
 from examples.shop.toolbox import TOOLS
 from examples.shop.traffic import traffic
-from examples.shop.train_model import collate, loss_of, prompts_digest
+from examples.shop.train_model import IGNORE, collate, loss_of, prompts_digest
 
 RETRAIN = "the prompts changed: python -m examples.shop.train_model --out examples/shop/model"
 
@@ -96,7 +96,8 @@ def test_traffic_is_seeded_and_never_asks_twice() -> None:
 def test_right_steps_run_and_solve_and_errors_do_not(family: str) -> None:
     rng = random.Random(family)
     for _ in range(50):
-        task, basket = make_task(family, "training", rng), {}
+        task = make_task(family, "training", rng)
+        basket: dict[str, int] = {}
         for position, step in enumerate(right_steps(task)):
             assert slip(task, position, rng).action != step.action
             assert execute(step.action, basket) == step
@@ -154,15 +155,16 @@ def test_the_processor_expands_pictures_as_training_did() -> None:
     torch.testing.assert_close(inputs["pixel_values"], batch.images, atol=1e-5, rtol=0)
 
 
-def test_sharing_the_prefix_changes_neither_loss_nor_gradient() -> None:
+@pytest.mark.parametrize("families", [("sum", "total", "price"), ("count", "colour", "tag"), ("tag", "tag", "stock")])
+def test_sharing_the_prefix_changes_neither_loss_nor_gradient(families: tuple[str, ...]) -> None:
     rng = random.Random(4)
     model = dummy().model
-    batch = collate([make_lesson("agent", rng) for _ in range(4)], dummy().processor)
+    batch = collate([agent_lesson(make_task(family, "training", rng), rng) for family in families], dummy().processor)
     shared = loss_of(model, batch)
     shared.backward()
     gradient = model.lm_head.weight.grad.clone()
     model.zero_grad()
-    spoken = batch.labels != -100
+    spoken = batch.labels != IGNORE
     hidden = model.model(input_ids=batch.tokens, pixel_values=batch.images).last_hidden_state[:, :-1][spoken]
     losses = torch.nn.functional.cross_entropy(model.lm_head(hidden), batch.labels[spoken], reduction="none")
     weights = (spoken / spoken.sum(1, keepdim=True).sqrt())[spoken]
