@@ -57,16 +57,26 @@ class Learner:
     async def run(self) -> None:
         """Run cycles as they are queued, until `stopping` is set."""
         report.write_missing(self.home.cycles, self.store)
+        is_waiting = False
         while not self.stopping.is_set():
             row = records.open_cycle(self.store)
-            if row is None or records.is_paused(self.store) or self._held_by_other(row):
+            if row is None or self._held_by_other(row) or (records.is_paused(self.store) and not row.cancel_reason):
                 await self._rest(self.config.learner.poll_s)
                 continue
             try:
                 await self._run_cycle(row)
             except (ServerGoneError, OverloadedError) as error:
-                logger.warning("event=cycle_waits cycle=%s error=%s", row.id, error)
+                # Once for each wait: a server may be away for the night.
+                logger.log(
+                    logging.DEBUG if is_waiting else logging.WARNING,
+                    "event=cycle_waits cycle=%s error=%s",
+                    row.id,
+                    error,
+                )
+                is_waiting = True
                 await self._rest(RECONNECT_S)
+            else:
+                is_waiting = False
 
     async def _run_cycle(self, row: CycleRow) -> None:
         async with connect(self.home) as client:

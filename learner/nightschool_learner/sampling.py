@@ -111,7 +111,7 @@ async def patiently(cycle: Cycle, call: Callable[[], Awaitable[T]]) -> T:
             given_up_at = given_up_at or now + cycle.config.server_wait_s
             if now >= given_up_at:
                 raise ServerGoneError(f"no answer for {cycle.config.server_wait_s:g} s: {error}") from error
-            logger.info("event=server_away cycle=%s retry_in_s=%.1f error=%s", cycle.id, delay_s, error)
+            logger.debug("event=server_away cycle=%s retry_in_s=%.1f error=%s", cycle.id, delay_s, error)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(cycle.cancelled.wait(), delay_s)
         delay_s = min(2 * delay_s, MAX_DELAY_S)

@@ -77,11 +77,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
 def test_a_learner_killed_in_every_stage_finishes_the_cycle_and_pays_for_nothing_twice(home: Home) -> None:
     with serving(home), Client(home=home.path) as client:
         store = Store.open(home, migrate=False)
-        requests = traffic(seed=3)
-        for _ in range(24):
-            request = next(requests)
-            result = client.run_task(request.prompt, images=request.images, temperature=0.0).result()
-            client.feedback(result.response_id, good=request.liked(result.answer))
+        serve(client)
         cycle = client.admin.cycles.trigger(reason="kill test", overrides=SMALL)
         before: dict[str, list[str]] = {}
         for num_kills, (stage, reached) in enumerate(moments(store, home.cycles / cycle.id).items()):
@@ -97,6 +93,38 @@ def test_a_learner_killed_in_every_stage_finishes_the_cycle_and_pays_for_nothing
         check_nothing_is_doubled(store)
         check_still_there(store, before)
         check_the_cycle_is_whole(store, home, cycle.id)
+
+
+@pytest.mark.timeout(1800)
+def test_a_server_killed_under_the_learner_is_waited_for_and_nothing_is_paid_twice(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    with serving(home) as server, Client(home=home.path) as client:
+        serve(client)
+        client.admin.cycles.trigger(reason="kill test", overrides=(*SMALL, "server_wait_s=1", "pairs.min_pairs=10000"))
+        store = Store.open(home, migrate=False)
+        with learner(home) as process:
+            watch(store, process, lambda: count(store, "steps") >= 4)
+            server.kill()
+            home.server_file.unlink()
+            before = {table: dump(store, table) for table in UNITS}
+            with serving(home):  # on another port
+                watch(store, process, lambda: store.query("SELECT ended_at FROM cycles") != [{"ended_at": None}])
+            assert process.stop() == 0
+    check_nothing_is_doubled(store)
+    check_still_there(store, before)
+    [row] = store.query("SELECT state, outcome, num_resumes FROM cycles")
+    assert row["state"] == "stopped", row["outcome"]
+    assert row["num_resumes"] == 0, "the learner itself was not restarted"
+    assert store.query("SELECT * FROM rollouts WHERE state <> 'done'") == []
+
+
+def serve(client: Client) -> None:
+    """Some live requests, with what their senders thought of the answers."""
+    requests = traffic(seed=3)
+    for _ in range(24):
+        request = next(requests)
+        result = client.run_task(request.prompt, images=request.images, temperature=0.0).result()
+        client.feedback(result.response_id, good=request.liked(result.answer))
 
 
 def check_still_there(store: Store, before: dict[str, list[str]]) -> None:
