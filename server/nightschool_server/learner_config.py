@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from nightschool_server.errors import ConfigError
 from nightschool_server.practice_config import (
     CriticConfig,
     ExploreConfig,
@@ -56,4 +57,6 @@ def with_overrides(config: LearnerConfig, overrides: Sequence[str]) -> LearnerCo
 
     prefix = "learner."
     keyed = [prefix + override.strip().removeprefix(prefix) for override in overrides]
+    if any(override.startswith("learner.fault_injection.allow") for override in keyed):
+        raise ConfigError("fault_injection.allow is not for a cycle to set: set it where the server is started")
     return apply_overrides(Config(learner=config), keyed).learner

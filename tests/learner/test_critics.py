@@ -18,6 +18,8 @@ from nightschool_learner.errors import StageFailedError
 from nightschool_learner.prompts import CandidateView, critic_messages
 from nightschool_server.chat import assistant
 from nightschool_server.engine import TopLogprob
+from nightschool_server.errors import ConfigError
+from nightschool_server.learner_config import LearnerConfig, with_overrides
 from nightschool_server.practice_config import CriticConfig, EndpointConfig, FaultInjectionConfig
 from pydantic import ValidationError
 
@@ -72,6 +74,16 @@ def test_a_fault_is_refused_unless_it_is_allowed() -> None:
     with pytest.raises(ValidationError, match=r"fault_injection\.allow"):
         FaultInjectionConfig(invert_critic=True)
     assert FaultInjectionConfig(allow=True, invert_critic=True).invert_critic
+
+
+def test_a_cycle_cannot_allow_itself_a_fault() -> None:
+    inverted = "fault_injection.invert_critic=true"
+    with pytest.raises(ConfigError, match=r"fault_injection\.allow"):
+        with_overrides(LearnerConfig(), [inverted])
+    with pytest.raises(ConfigError, match="not for a cycle to set"):
+        with_overrides(LearnerConfig(), ["fault_injection.allow=true", inverted])
+    allowed = LearnerConfig(fault_injection=FaultInjectionConfig(allow=True))
+    assert with_overrides(allowed, [inverted]).fault_injection.invert_critic
 
 
 @pytest.mark.parametrize(
