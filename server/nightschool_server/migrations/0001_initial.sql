@@ -193,7 +193,6 @@ CREATE TABLE tasks (
     state TEXT NOT NULL,
     -- 'kept' or the reason for which it was dropped.
     raw TEXT NOT NULL,
-    -- Every answer that the writer gave for the slot, with its verdict, as JSON.
     tokens INTEGER NOT NULL DEFAULT 0,
     created_at REAL NOT NULL,
     UNIQUE (cycle_id, slot)
@@ -225,7 +224,7 @@ CREATE TABLE steps (
     picked INTEGER,
     -- Position of the candidate that the trajectory continued from.
     picked_by TEXT NOT NULL DEFAULT '',
-    -- 'facts' or 'critic'; 'agreed' (there was one action) and 'fallback' (the critic abstained) make no pair.
+    -- 'facts', 'critic' or 'fallback' (the critic abstained: no pair).
     created_at REAL NOT NULL,
     UNIQUE (rollout_id, position)
 );
@@ -241,7 +240,7 @@ CREATE TABLE candidates (
     num_samples INTEGER NOT NULL,
     observation TEXT NOT NULL,
     failure TEXT NOT NULL DEFAULT '',
-    -- '' or which fact speaks against it: parse, schema, execution, budget; or refused: practice may not run its tool.
+    -- '' or which fact speaks against it: parse, schema, execution, budget.
     final INTEGER NOT NULL,
     UNIQUE (step_id, position)
 );
