@@ -1,7 +1,7 @@
 """Generates the Python code of the wire beside its `.proto` files.
 
-    python proto/generate.py            write it
-    python proto/generate.py --check    exit 1 where what is committed differs
+python proto/generate.py            write it
+python proto/generate.py --check    exit 1 where what is committed differs
 """
 
 from __future__ import annotations
@@ -36,7 +36,11 @@ def stale(target: Path) -> list[str]:
     """Names of the generated files that differ from, or are missing in, the committed ones."""
     fresh = sorted((target / WIRE).iterdir())
     committed = ROOT / WIRE
-    return [f.name for f in fresh if not (committed / f.name).is_file() or not filecmp.cmp(f, committed / f.name, False)]
+    return [f.name for f in fresh if not _same(f, committed / f.name)]
+
+
+def _same(one: Path, other: Path) -> bool:
+    return other.is_file() and filecmp.cmp(one, other, shallow=False)
 
 
 def main() -> None:

@@ -1,12 +1,12 @@
 """The home folder: where everything that outlives a process lies.
 
-    config.toml        what the operator set
-    nightschool.db     the store (SQLite, WAL)
-    blobs/ab/abcd...   images and files by sha256
-    adapters/NAME/     immutable adapter folders
-    cycles/ID/         the learner's working files: resolved config, training data, checkpoints, plots
-    cli.token          an admin token in plain text, mode 0600, for the command line on this machine
-    server.json        {"address", "pid", "version"} while a server runs
+config.toml        what the operator set
+nightschool.db     the store (SQLite, WAL)
+blobs/ab/abcd...   images and files by sha256
+adapters/NAME/     immutable adapter folders
+cycles/ID/         the learner's working files: resolved config, training data, checkpoints, plots
+cli.token          an admin token in plain text, mode 0600, for the command line on this machine
+server.json        {"address", "pid", "version"} while a server runs
 """
 
 from __future__ import annotations
