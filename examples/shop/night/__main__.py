@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import sys
 import time
 from datetime import datetime
@@ -25,6 +26,7 @@ from examples.shop.night.report import MIN_SERVED, Report, duration_s
 from examples.shop.night.server import ROOT, ServerDiedError, serving
 from examples.shop.night.traffic import LiveTraffic
 
+SETTINGS = ROOT / "examples" / "shop" / "config.toml"
 NUM_CLIENTS = 4
 NUM_SEEDS = 80
 """Live requests that are answered before the first cycle starts."""
@@ -111,6 +113,7 @@ def main() -> int:
         display.say(str(error))
         return 2
     home.mkdir(parents=True, exist_ok=True)
+    shutil.copy(SETTINGS, home / "config.toml")
     display.say(f"home folder: {home}")
     try:
         report = asyncio.run(night(home, display))
