@@ -28,6 +28,7 @@ async def start_engine(config: EngineConfig) -> Engine:
             device=cast(Any, config.device),
             dtype=cast(Any, config.dtype),
             num_slots=config.num_slots,
+            num_retained_slots=config.num_retained_slots,
             context_length=config.context_length,
             max_lora_rank=config.max_lora_rank,
             prefill_chunk_tokens=config.prefill_chunk_tokens,

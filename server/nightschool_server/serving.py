@@ -33,6 +33,7 @@ from nightschool_server.home import Home
 from nightschool_server.images import Images
 from nightschool_server.interceptors import CallInterceptor, Limits
 from nightschool_server.learner_process import LearnerProcess
+from nightschool_server.redact import redactor_of
 from nightschool_server.registry import AdapterRegistry
 from nightschool_server.request_log import RequestLog
 from nightschool_server.runtime import Runtime
@@ -89,7 +90,7 @@ async def serving(
         app, workers = await _application(config, stack)
         running = await (engine() if engine is not None else start_engine(config.engine))
         stack.push_async_callback(running.close)
-        request_log = RequestLog(store, config.log.queue_size)
+        request_log = RequestLog(store, config.log.queue_size, redactor_of(config.log.redact))
         stack.push_async_callback(asyncio.to_thread, request_log.close)
         registry = await _registry(home, store, running, config, stack)
         images = Images(lambda sha256: _blob(store, sha256))
@@ -167,7 +168,7 @@ def _blob(store: Store, sha256: str) -> bytes | None:
 
 
 def _learner(home: Home, store: Store, config: Config, options: ServeOptions, app: App | None) -> LearnerProcess | None:
-    if not options.with_learner:
+    if not (options.with_learner and config.learner.enabled):
         return None
     if app is None:
         log.info("event=learner_left_out reason=no_application remedy=--app")
