@@ -88,7 +88,8 @@ async def drains(wire: Stubs, server: ServerProcess) -> None:
     while (event := await stream.read()) is not grpc.aio.EOF:
         events.append(event)
     assert events[-1].usage.completion_tokens == 200
-    assert (await refused) is grpc.StatusCode.UNAVAILABLE
+    # gRPC ends a call that it had taken, but not yet handed on, when the port closes as CANCELLED (see operations.md).
+    assert (await refused) in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
 
 async def until_refused(wire: Stubs, server: ServerProcess) -> grpc.StatusCode:
