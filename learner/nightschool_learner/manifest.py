@@ -49,6 +49,8 @@ class Hyperparameters(_Frozen):
     beta: Annotated[float, Field(gt=0)] = 0.1
     nll_weight: Annotated[float, Field(ge=0)] = 0.2
     """Weight of the mean NLL per chosen token beside the DPO loss (Iterative RPO, arXiv 2404.19733)."""
+    anchor_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the mean NLL per token of the anchors, see `anchors.py`."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     max_length: Annotated[int, Field(ge=16)] = 10_240
@@ -91,6 +93,9 @@ class Manifest(_Frozen):
     pairs_file: Path
     """TRL's conversational preference format, see `pair_export.py`."""
     pairs_sha256: str
+    anchors_file: Path | None = None
+    """The same format without a rejected answer; None: the run has no anchors."""
+    anchors_sha256: str = ""
     blobs: Path
     """The home's blob folder, for images."""
     output: Path
@@ -122,6 +127,7 @@ class Result(_Frozen):
     num_pairs: int
     num_dropped: int
     """Pairs longer than `max_length`."""
+    num_anchors: int = 0
     length_ratio: float
     """Tokens of chosen over tokens of rejected answers."""
     pairs_sha256: str

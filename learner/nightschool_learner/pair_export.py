@@ -6,7 +6,8 @@
 
 Prompt messages are what the chat template was given when the candidates were sampled; the content of chosen and
 rejected is the sampled text, verbatim, and the token ids beside it are the sampled tokens, so that a trainer can
-prove that it trains on them. `images` names blobs of the home folder.
+prove that it trains on them. `images` names blobs of the home folder. Anchors (see `anchors.py`) have the same
+form with `step_id`, `answer` and `answer_token_ids` in place of the pair.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from typing import Any
 from nightschool_server.chat import ToolSpec, messages_from_json, template_messages, template_tools
 from nightschool_server.store import Store
 
+from nightschool_learner.practice_records import DecidedStep
 from nightschool_learner.stages import Cycle
 
 PAIRS_FILE = "pairs.jsonl"
+ANCHORS_FILE = "anchors.jsonl"
 
 
 def export_rows(store: Store, cycle_id: str, tools: Sequence[ToolSpec] = ()) -> list[dict[str, Any]]:
@@ -57,12 +60,40 @@ def export_rows(store: Store, cycle_id: str, tools: Sequence[ToolSpec] = ()) -> 
     return exported
 
 
+def export_anchors(steps: Sequence[DecidedStep], tools: Sequence[ToolSpec] = ()) -> list[dict[str, Any]]:
+    """The steps' one candidate each as anchor rows."""
+    rendered_tools = template_tools(tools)
+    exported = []
+    for step in steps:
+        (candidate,) = step.candidates
+        history = messages_from_json(step.step.history)
+        exported.append(
+            {
+                "prompt": template_messages(history),
+                "answer": [{"role": "assistant", "content": candidate.text}],
+                "tools": rendered_tools,
+                "images": [sha256 for message in history for sha256 in message.images],
+                "step_id": step.step.id,
+                "answer_token_ids": list(candidate.token_ids),
+            }
+        )
+    return exported
+
+
 def write_pairs_file(cycle: Cycle) -> Path:
     """Write the cycle's pairs.jsonl, whole or not at all. Returns its path."""
-    path = cycle.folder / PAIRS_FILE
+    return _write_rows(cycle.folder / PAIRS_FILE, export_rows(cycle.store, cycle.id, cycle.app.specs))
+
+
+def write_anchors_file(cycle: Cycle, steps: Sequence[DecidedStep]) -> Path:
+    """Write the cycle's anchors.jsonl, whole or not at all. Returns its path."""
+    return _write_rows(cycle.folder / ANCHORS_FILE, export_anchors(steps, cycle.app.specs))
+
+
+def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
     partial = path.with_suffix(".partial")
     with partial.open("w", encoding="utf-8") as file:
-        for row in export_rows(cycle.store, cycle.id, cycle.app.specs):
+        for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
         file.flush()
         os.fsync(file.fileno())

@@ -22,9 +22,10 @@ from nightschool_server.practice_config import PairsConfig
 from nightschool_server.toolcalls import parse_answer
 
 from nightschool_learner import practice_records
+from nightschool_learner.anchors import select_anchors
 from nightschool_learner.critique import margin_over
 from nightschool_learner.errors import NothingToLearnError
-from nightschool_learner.pair_export import write_pairs_file
+from nightschool_learner.pair_export import write_anchors_file, write_pairs_file
 from nightschool_learner.practice_records import REFUSED, CandidateRow, DecidedStep
 from nightschool_learner.stages import Cycle, Ending
 
@@ -103,7 +104,7 @@ def select(steps: Sequence[DecidedStep], config: PairsConfig, seed: int) -> Sele
 
 
 class PairsStage:
-    """Writes the cycle's pairs in one transaction, then the trainer's file from them."""
+    """Writes the cycle's pairs in one transaction, then the trainer's files: the pairs and their anchors."""
 
     name = "pairs"
 
@@ -119,6 +120,12 @@ class PairsStage:
         counts = Counter(pair.kind for pair in selection.pairs) + Counter(
             {f"dropped_{k}": v for k, v in selection.dropped.items()}
         )
+        anchors = select_anchors(
+            practice_records.agreed_steps(cycle.store, cycle.id),
+            round(config.anchors_per_pair * len(selection.pairs)),
+            cycle.seed,
+        )
+        counts["anchors"] = len(anchors)
         progress = cycle.progress(self.name)
         progress.begin(len(selection.pairs), len(selection.pairs), counts)
         if len(selection.pairs) < config.min_pairs:
@@ -126,6 +133,7 @@ class PairsStage:
                 f"{len(selection.pairs)} preference pairs, fewer than learner.pairs.min_pairs = {config.min_pairs}: "
                 "the candidates agree, or the critic abstains; see the counts of explore and critique"
             )
+        write_anchors_file(cycle, anchors)
         write_pairs_file(cycle)
         return None
 

@@ -183,6 +183,13 @@ def steps_picked_by(store: Store, cycle_id: str, picked_by: Sequence[str]) -> li
     return [DecidedStep(_step(row), row["task_id"], tuple(candidates[row["id"]]), verdicts[row["id"]]) for row in steps]
 
 
+def agreed_steps(store: Store, cycle_id: str) -> list[DecidedStep]:
+    """Every step of the cycle on which all samples said the same, in rollouts that ended with an answer."""
+    answered = store.query("SELECT id FROM rollouts WHERE cycle_id = ? AND outcome = 'answered'", (cycle_id,))
+    ids = {row["id"] for row in answered}
+    return [step for step in steps_picked_by(store, cycle_id, ("agreed",)) if step.step.rollout_id in ids]
+
+
 def insert_pairs(db: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> None:
     """Write the cycle's pairs, all at once; those that are there already stay."""
     db.executemany(

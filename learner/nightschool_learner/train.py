@@ -30,7 +30,7 @@ from nightschool_learner.manifest import (
     RunFolder,
     write_whole,
 )
-from nightschool_learner.pair_export import PAIRS_FILE
+from nightschool_learner.pair_export import ANCHORS_FILE, PAIRS_FILE
 from nightschool_learner.plots import plot_training
 from nightschool_learner.sampling import patiently
 from nightschool_learner.stages import Cycle, Ending, Progress
@@ -78,7 +78,7 @@ class TrainStage:
 
 def make_manifest(cycle: Cycle, folder: Path, base_model: str, base_digest: str) -> Manifest:
     """What the trainer is to do for this cycle; the same for every call of one cycle."""
-    pairs = cycle.folder / PAIRS_FILE
+    pairs, anchors = cycle.folder / PAIRS_FILE, cycle.folder / ANCHORS_FILE
     config = cycle.config.train
     return Manifest(
         cycle_id=cycle.id,
@@ -88,6 +88,8 @@ def make_manifest(cycle: Cycle, folder: Path, base_model: str, base_digest: str)
         parent_folder=None if cycle.incumbent == BASE else cycle.home.adapters / cycle.incumbent,
         pairs_file=pairs,
         pairs_sha256=hashlib.sha256(pairs.read_bytes()).hexdigest(),
+        anchors_file=anchors if anchors.exists() else None,
+        anchors_sha256=hashlib.sha256(anchors.read_bytes()).hexdigest() if anchors.exists() else "",
         blobs=cycle.home.blobs,
         output=folder,
         hyperparameters=hyperparameters(config),
@@ -119,6 +121,7 @@ def hyperparameters(config: TrainConfig) -> Hyperparameters:
         accumulation=config.accumulation,
         beta=config.beta,
         nll_weight=config.nll_weight,
+        anchor_weight=config.anchor_weight,
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         max_length=config.max_length,
@@ -185,7 +188,12 @@ def _show(folder: RunFolder, progress: Progress) -> None:
 
 
 def _counts(result: Result) -> dict[str, int]:
-    return {"pairs": result.num_pairs, "dropped_too_long": result.num_dropped, "alarms": len(result.alarms)}
+    return {
+        "pairs": result.num_pairs,
+        "anchors": result.num_anchors,
+        "dropped_too_long": result.num_dropped,
+        "alarms": len(result.alarms),
+    }
 
 
 async def _register(cycle: Cycle, result: Result, progress: Progress) -> None:

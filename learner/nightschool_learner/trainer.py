@@ -45,6 +45,7 @@ class Run:
     folder: RunFolder
     num_pairs: int = 0
     num_dropped: int = 0
+    num_anchors: int = 0
     length_ratio: float = 1.0
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -130,33 +131,31 @@ def publish(model: Any, folder: Path, provenance: Mapping[str, Any]) -> None:
 
 def _prepare(run: Run, student: Student) -> Any:
     """The trainer over the encoded pairs; notes in `run` how many there are and how long they are."""
-    import hashlib
-
     import datasets
 
-    from nightschool_learner.trainer_data import PairCollator, encode_pair, read_pairs
+    from nightschool_learner.trainer_data import PairCollator, encode_anchor, encode_pair, read_rows
     from nightschool_learner.trainer_dpo import MetricsWriter, make_trainer
 
     manifest = run.manifest
-    digest = hashlib.sha256(manifest.pairs_file.read_bytes()).hexdigest()
-    if digest != manifest.pairs_sha256:
-        raise StageFailedError(
-            f"{manifest.pairs_file} has sha256 {digest[:12]}, the manifest says {manifest.pairs_sha256[:12]}: "
-            "the pairs changed after the run began"
-        )
-    rows = read_pairs(manifest.pairs_file)
     tokenizer, limit = student.loaded.tokenizer, manifest.hyperparameters.max_length
     limit = min(limit, student.loaded.info.context_length)
-    encoded = [encode_pair(student.renderer, row, manifest.blobs, tokenizer.eos_token_id) for row in rows]
+    eos_id = tokenizer.eos_token_id
+    rows = read_rows(manifest.pairs_file, manifest.pairs_sha256)
+    encoded = [encode_pair(student.renderer, row, manifest.blobs, eos_id) for row in rows]
     kept = [pair for pair in encoded if pair.num_tokens <= limit]
+    anchors = []
+    if manifest.anchors_file is not None and manifest.hyperparameters.anchor_weight:
+        anchor_rows = read_rows(manifest.anchors_file, manifest.anchors_sha256)
+        anchors = [encode_anchor(student.renderer, row, manifest.blobs, eos_id) for row in anchor_rows]
+        anchors = [anchor for anchor in anchors if anchor.num_tokens <= limit]
     if not kept:
         raise StageFailedError(
             f"none of {len(rows)} pairs fits {limit} tokens, the smaller of learner.train.max_length and the context"
         )
-    pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    collator = PairCollator.of(kept, student.renderer, pad_id, student.loaded.parts.model)
-    dataset = datasets.Dataset.from_dict({"row": list(range(len(kept)))})
-    run.num_pairs, run.num_dropped = len(kept), len(rows) - len(kept)
+    pad_id = eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    collator = PairCollator.of(kept, student.renderer, pad_id, student.loaded.parts.model, anchors)
+    dataset = datasets.Dataset.from_dict(collator.dataset_rows())
+    run.num_pairs, run.num_dropped, run.num_anchors = len(kept), len(rows) - len(kept), len(anchors)
     run.length_ratio = sum(len(p.chosen_ids) for p in kept) / max(1, sum(len(p.rejected_ids) for p in kept))
     return make_trainer(student, dataset, collator, manifest, MetricsWriter(run.folder.metrics, run.tell))
 
@@ -188,6 +187,7 @@ def _result(run: Run, student: Student, num_steps: int, probe: Mapping[str, Any]
         num_steps=num_steps,
         num_pairs=run.num_pairs,
         num_dropped=run.num_dropped,
+        num_anchors=run.num_anchors,
         length_ratio=run.length_ratio,
         pairs_sha256=manifest.pairs_sha256,
         hyperparameters=manifest.hyperparameters,
@@ -205,7 +205,13 @@ def _provenance(run: Run, result: Result) -> dict[str, Any]:
     manifest = run.manifest
     return {
         "cycle_id": manifest.cycle_id,
-        "data": {"pairs_sha256": manifest.pairs_sha256, "num_pairs": run.num_pairs, "num_dropped": run.num_dropped},
+        "data": {
+            "pairs_sha256": manifest.pairs_sha256,
+            "num_pairs": run.num_pairs,
+            "num_dropped": run.num_dropped,
+            "anchors_sha256": manifest.anchors_sha256,
+            "num_anchors": run.num_anchors,
+        },
         "training": {
             "parent": manifest.parent,
             "seed": manifest.seed,

@@ -11,6 +11,7 @@ placeholders, which is how vision-language models consume them.
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 from collections.abc import Mapping, Sequence
@@ -35,7 +36,11 @@ from nightschool_server.engines.rendering import Renderer
 from torch import Tensor
 from torch.nn import functional
 
+from nightschool_learner.errors import StageFailedError
 from nightschool_learner.manifest import ProbePrompt
+
+ANCHORS = "anchors"
+"""Name of the dataset's column, and of the part of a batch, that holds anchors."""
 
 
 @dataclass(frozen=True)
@@ -55,24 +60,44 @@ class EncodedPair:
         return len(self.prompt_ids) + max(len(self.chosen_ids), len(self.rejected_ids))
 
 
-def read_pairs(path: Path) -> list[dict[str, Any]]:
-    """The rows of a pairs file, see `pair_export.py`."""
-    with path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file if line.strip()]
+@dataclass(frozen=True)
+class EncodedAnchor:
+    """A prompt and the answer whose likelihood is kept, as tokens."""
+
+    prompt: Prompt
+    prompt_ids: list[int]
+    answer_ids: list[int]
+    is_image: list[int]
+    """As in a pair."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Of prompt and answer."""
+        return len(self.prompt_ids) + len(self.answer_ids)
+
+
+def read_rows(path: Path, sha256: str) -> list[dict[str, Any]]:
+    """The rows of a file of pairs or anchors, see `pair_export.py`. Raises StageFailedError where it has changed."""
+    data = path.read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != sha256:
+        raise StageFailedError(
+            f"{path} has sha256 {digest[:12]}, the manifest says {sha256[:12]}: the file changed after the run began"
+        )
+    return [json.loads(line) for line in data.decode().splitlines() if line.strip()]
 
 
 def encode_pair(renderer: Renderer, row: Mapping[str, Any], blobs: Path, eos_id: int) -> EncodedPair:
-    """One row as tokens."""
-    images = {sha256: (blobs / sha256[:2] / sha256).read_bytes() for sha256 in row["images"]}
-    prompt = Prompt(parse_messages(row["prompt"], row["images"]), parse_tools(row.get("tools")), images)
-    rendered = renderer.render(prompt)
-    return EncodedPair(
-        prompt,
-        rendered.token_ids.tolist(),
-        _answer(renderer, row, "chosen", eos_id),
-        _answer(renderer, row, "rejected", eos_id),
-        (rendered.keys < 0).astype(int).tolist(),
-    )
+    """One row of a pairs file as tokens."""
+    prompt, prompt_ids, is_image = _encode_prompt(renderer, row, blobs)
+    chosen, rejected = (_answer(renderer, row, side, eos_id) for side in ("chosen", "rejected"))
+    return EncodedPair(prompt, prompt_ids, chosen, rejected, is_image)
+
+
+def encode_anchor(renderer: Renderer, row: Mapping[str, Any], blobs: Path, eos_id: int) -> EncodedAnchor:
+    """One row of an anchors file as tokens."""
+    prompt, prompt_ids, is_image = _encode_prompt(renderer, row, blobs)
+    return EncodedAnchor(prompt, prompt_ids, _answer(renderer, row, "answer", eos_id), is_image)
 
 
 def parse_messages(rows: Sequence[Mapping[str, Any]], images: Sequence[str]) -> tuple[Message, ...]:
@@ -89,36 +114,60 @@ def parse_tools(rows: Sequence[Mapping[str, Any]] | None) -> tuple[ToolSpec, ...
 
 @dataclass(frozen=True)
 class PairCollator:
-    """Makes TRL's DPO batch: the chosen sequences first, then the rejected, padded on the right."""
+    """Makes TRL's DPO batch: the chosen sequences first, then the rejected, padded on the right.
+
+    Under ANCHORS stands a batch of the same form of the anchors that go with these pairs, where there are any.
+    """
 
     pairs: Sequence[EncodedPair]
+    anchors: Sequence[EncodedAnchor]
     renderer: Renderer
     pad_id: int
     marks_images: bool
     """Whether the model's forward takes `mm_token_type_ids`, as those with multimodal positions do."""
 
     @classmethod
-    def of(cls, pairs: Sequence[EncodedPair], renderer: Renderer, pad_id: int, model: Any) -> PairCollator:
+    def of(
+        cls,
+        pairs: Sequence[EncodedPair],
+        renderer: Renderer,
+        pad_id: int,
+        model: Any,
+        anchors: Sequence[EncodedAnchor] = (),
+    ) -> PairCollator:
         """The collator for a model."""
-        return cls(pairs, renderer, pad_id, "mm_token_type_ids" in inspect.signature(model.forward).parameters)
+        marks_images = "mm_token_type_ids" in inspect.signature(model.forward).parameters
+        return cls(pairs, anchors, renderer, pad_id, marks_images)
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """The batch of dataset rows `{"row": index, ...}`: ids and masks [2 * num_pairs, length], images flat."""
+    def dataset_rows(self) -> dict[str, list[Any]]:
+        """The columns of the dataset: indices of pairs, and of the anchors that go with each, dealt in turn."""
+        num_pairs = len(self.pairs)
+        return {
+            "row": list(range(num_pairs)),
+            ANCHORS: [list(range(i, len(self.anchors), num_pairs)) for i in range(num_pairs)],
+        }
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The batch of rows of the dataset: ids and masks [2 * num_pairs, length], images flat."""
         pairs = [self.pairs[row["row"]] for row in rows]
         sequences = [(pair, pair.chosen_ids) for pair in pairs] + [(pair, pair.rejected_ids) for pair in pairs]
-        batch = {
-            "input_ids": _pad([pair.prompt_ids + answer for pair, answer in sequences], self.pad_id),
-            "attention_mask": _pad([[1] * (len(pair.prompt_ids) + len(answer)) for pair, answer in sequences], 0),
-            "completion_mask": _pad([[0] * len(pair.prompt_ids) + [1] * len(answer) for pair, answer in sequences], 0),
-        }
+        batch: dict[str, Any] = self._pad_sequences(sequences)
         for key in ("ref_chosen_logps", "ref_rejected_logps"):
             if key in rows[0]:
                 batch[key] = torch.tensor([row[key] for row in rows])
-        pictures = [
-            p for pair, _ in sequences if pair.prompt.images for p in self.renderer.render(pair.prompt).pictures
-        ]
+        if anchors := [self.anchors[i] for row in rows for i in row.get(ANCHORS, ())]:
+            batch[ANCHORS] = self._pad_sequences([(anchor, anchor.answer_ids) for anchor in anchors])
+        return batch
+
+    def _pad_sequences(self, sequences: Sequence[tuple[EncodedPair | EncodedAnchor, list[int]]]) -> dict[str, Tensor]:
+        batch = {
+            "input_ids": _pad([row.prompt_ids + answer for row, answer in sequences], self.pad_id),
+            "attention_mask": _pad([[1] * (len(row.prompt_ids) + len(answer)) for row, answer in sequences], 0),
+            "completion_mask": _pad([[0] * len(row.prompt_ids) + [1] * len(answer) for row, answer in sequences], 0),
+        }
+        pictures = [p for row, _ in sequences if row.prompt.images for p in self.renderer.render(row.prompt).pictures]
         if pictures and self.marks_images:
-            batch["mm_token_type_ids"] = _pad([pair.is_image + [0] * len(answer) for pair, answer in sequences], 0)
+            batch["mm_token_type_ids"] = _pad([row.is_image + [0] * len(answer) for row, answer in sequences], 0)
         return batch | join_images([picture.inputs for picture in pictures])
 
 
@@ -139,6 +188,14 @@ def score_text(model: Any, renderer: Renderer, probe: ProbePrompt) -> list[float
         logits = model(input_ids=torch.tensor([prompt + answer], device=model.device)).logits[0]
     logprobs = logits[len(prompt) - 1 : -1].float().log_softmax(-1)
     return [float(logprobs[position, token]) for position, token in enumerate(answer)]
+
+
+def _encode_prompt(renderer: Renderer, row: Mapping[str, Any], blobs: Path) -> tuple[Prompt, list[int], list[int]]:
+    """A row's prompt, its tokens, and which of them are an image's placeholders."""
+    images = {sha256: (blobs / sha256[:2] / sha256).read_bytes() for sha256 in row["images"]}
+    prompt = Prompt(parse_messages(row["prompt"], row["images"]), parse_tools(row.get("tools")), images)
+    rendered = renderer.render(prompt)
+    return prompt, rendered.token_ids.tolist(), (rendered.keys < 0).astype(int).tolist()
 
 
 def _answer(renderer: Renderer, row: Mapping[str, Any], side: str, eos_id: int) -> list[int]:

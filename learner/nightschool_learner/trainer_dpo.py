@@ -5,7 +5,8 @@ that the collator holds as tokens (see `trainer_data.py`); TRL sees no images, t
 reference logprobs can be computed once for pairs with images too.
 
 Source of the loss: DPO (arXiv 2305.18290, eq. 7) plus nll_weight * NLL of the chosen answer per token
-(arXiv 2404.19733, eq. 2, which divides by the tokens of prompt and answer together).
+(arXiv 2404.19733, eq. 2, which divides by the tokens of prompt and answer together), plus anchor_weight * NLL of
+the batch's anchors per token (the term that holds an RLHF policy to other data, arXiv 2203.02155, eq. 2).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 from nightschool_learner.manifest import Manifest, Phase
-from nightschool_learner.trainer_data import PairCollator
+from nightschool_learner.trainer_data import ANCHORS, PairCollator
 from nightschool_learner.trainer_model import Student
 
 MAX_CHECKPOINTS = 2
@@ -29,11 +30,40 @@ MAX_CHECKPOINTS = 2
 
 
 class ExactDPOTrainer(DPOTrainer):  # type: ignore[misc]
-    """A DPOTrainer that takes the token ids that it is given."""
+    """A DPOTrainer that takes the token ids that it is given, and holds the likelihood of anchors."""
+
+    anchor_weight = 0.0
 
     def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
         """TRL's hook for rendering and tokenizing: the dataset holds the tokens already."""
         return dataset
+
+    def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
+        """TRL's hook for the reference's logprobs of pairs; anchors have none."""
+        inputs.pop(ANCHORS, None)
+        return super().compute_ref_log_probs(model, inputs)
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
+        """TRL's loss of the pairs, plus that of the anchors that came with them."""
+        anchors = inputs.pop(ANCHORS, None)
+        computed = super()._compute_loss(model, inputs, return_outputs)
+        if anchors is None or not self.anchor_weight:
+            return computed
+        nll = self._nll(model, anchors)
+        self._metrics["train"]["nll/anchors"].append(nll.item())
+        loss, *outputs = computed if return_outputs else (computed,)
+        loss = loss + self.anchor_weight * nll
+        return (loss, *outputs) if return_outputs else loss
+
+    @staticmethod
+    def _nll(model: Any, batch: dict[str, Any]) -> torch.Tensor:
+        """Mean NLL per token of the answers in a batch of sequences, by the forward that TRL uses for pairs."""
+        spoken = batch.pop("completion_mask")
+        labels = batch["input_ids"].masked_fill(spoken == 0, -100)
+        logprobs = model(**batch, labels=labels, fused_lm_head=True, use_cache=False).log_probs
+        mask = spoken[:, 1:].bool()
+        nll: torch.Tensor = -logprobs[:, -mask.size(1) :][mask].mean()
+        return nll
 
 
 class MetricsWriter(TrainerCallback):  # type: ignore[misc]
@@ -68,6 +98,7 @@ def make_trainer(
         peft_config=student.lora,
         callbacks=[writer],
     )
+    trainer.anchor_weight = manifest.hyperparameters.anchor_weight
     for callback in [c for c in trainer.callback_handler.callbacks if type(c).__name__ == "PrinterCallback"]:
         trainer.remove_callback(callback)
     return trainer

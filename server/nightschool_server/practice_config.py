@@ -133,6 +133,8 @@ class PairsConfig(_Section):
     """Pairs whose chosen step calls the same tool first; final answers count as one tool."""
     max_share_failed: Share = 0.5
     """Of pairs in which the rejected candidate failed: they teach format more than judgement."""
+    anchors_per_pair: Annotated[float, Field(ge=0, le=16)] = 1.0
+    """Steps on which all candidates agreed, for each pair; training holds their likelihood. 0: none."""
 
 
 class FaultInjectionConfig(_Section):

@@ -77,6 +77,28 @@ async def test_the_stage_may_run_again(store: Store) -> None:
     assert (dump(store, "pairs"), (cycle.folder / "pairs.jsonl").read_text()) == (rows, text)
 
 
+async def test_steps_without_a_choice_become_anchors_where_the_rollout_found_an_answer(store: Store) -> None:
+    cycle = cycle_on(store, "pairs.min_pairs=1", "pairs.anchors_per_pair=9")
+    with store.transaction() as db:
+        for slot, prompt in enumerate(("What is this mug?", "Is the sea blue?", "Go on for ever.")):
+            insert_task(db, cycle.id, new_task(slot, prompt, (), KEPT), [], [])
+
+    def said(prompt: Prompt, sampling: Sampling, index: int) -> str:
+        asked = prompt.messages[1].text
+        if "sea" in asked:
+            return "yes"
+        return MUG if "ever" in asked else answer(prompt, sampling, index)
+
+    await ExploreStage(lambda cycle: FakeSampler(said), lambda cycle, _: FakeCritic()).run(cycle)
+    await PairsStage().run(cycle)
+    (row,) = [json.loads(line) for line in (cycle.folder / "anchors.jsonl").read_text().splitlines()]
+    assert row["prompt"][1]["content"] == "Is the sea blue?"
+    assert row["answer"] == [{"role": "assistant", "content": "yes"}]
+    assert bytes(row["answer_token_ids"]).decode() == "yes"
+    assert row["images"] == []
+    assert row["tools"] == template_tools(app.specs)
+
+
 async def test_too_few_pairs_end_the_cycle(store: Store) -> None:
     with pytest.raises(NothingToLearnError, match="4 preference pairs, fewer than"):
         await PairsStage().run(await explored(store))

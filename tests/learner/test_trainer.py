@@ -118,7 +118,8 @@ def test_pairs_that_changed_after_the_manifest_are_refused(tmp_path: Path) -> No
     manifest.pairs_file.write_text(manifest.pairs_file.read_text() + "\n")
     done = run_trainer(manifest)
     assert done.returncode == 2
-    assert "the pairs changed after the run began" in done.stderr
+    assert "pairs.jsonl has sha256" in done.stderr
+    assert "the file changed after the run began" in done.stderr
     assert not (manifest.output / "result.json").exists()
 
 

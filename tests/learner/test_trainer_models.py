@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from nightschool_learner.trainer_data import PairCollator, encode_pair, read_pairs
+from nightschool_learner.trainer_data import PairCollator, encode_pair, read_rows
 from nightschool_learner.trainer_model import load_base
 from nightschool_server.chat import ToolSpec, messages_from_json
 from nightschool_server.engine import Prompt
@@ -60,7 +60,7 @@ def test_a_mixed_batch_gives_what_the_engines_positions_give(tmp_path: Path, mak
     base = load_base(str(model))
     pairs = [
         encode_pair(base.renderer, row, manifest.blobs, base.tokenizer.eos_token_id)
-        for row in read_pairs(manifest.pairs_file)
+        for row in read_rows(manifest.pairs_file, manifest.pairs_sha256)
     ]
     collate = PairCollator.of(pairs, base.renderer, base.tokenizer.pad_token_id, base.parts.model)
     together = logits_of(base.parts.model, collate([{"row": i} for i in range(4)]))

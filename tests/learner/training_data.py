@@ -75,6 +75,13 @@ def picture_pair(rng: random.Random, blobs: Path, *, colours: tuple[str, str] | 
     return _row([SYSTEM, user("Which colour is it?", [sha256])], colour, other)
 
 
+def anchor(rng: random.Random) -> dict[str, Any]:
+    """A sum that is to stay a sum."""
+    a, b = rng.randint(20, 90), rng.randint(2, 19)
+    row = _row([SYSTEM, user(f"Add {a} and {b} for Anna.")], write_call("calculator", {"expression": f"{a} + {b}"}), "")
+    return {"prompt": row["prompt"], "answer": row["chosen"], "tools": row["tools"], "images": [], "step_id": "step_x"}
+
+
 def _row(history: list[Message], chosen: str, rejected: str) -> dict[str, Any]:
     return {
         "prompt": template_messages(history),
@@ -107,9 +114,10 @@ def make_run(
     seed: int = 3,
     parent: Path | None = None,
     model: Path = MODEL,
+    num_anchors: int = 0,
     **wanted: Any,
 ) -> Manifest:
-    """A run folder with pairs, blobs and manifest.json, ready for the trainer."""
+    """A run folder with pairs, anchors, blobs and manifest.json, ready for the trainer."""
     rng = random.Random(seed)
     output, blobs = folder / "train", folder / "blobs"
     output.mkdir(parents=True)
@@ -118,6 +126,8 @@ def make_run(
     rng.shuffle(rows)
     pairs = folder / "pairs.jsonl"
     pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    anchors = folder / "anchors.jsonl"
+    anchors.write_text("".join(json.dumps(anchor(rng)) + "\n" for _ in range(num_anchors)))
     manifest = Manifest(
         cycle_id="cycle_test",
         base_model=str(model),
@@ -125,6 +135,8 @@ def make_run(
         parent_folder=parent,
         pairs_file=pairs,
         pairs_sha256=hashlib.sha256(pairs.read_bytes()).hexdigest(),
+        anchors_file=anchors if num_anchors else None,
+        anchors_sha256=hashlib.sha256(anchors.read_bytes()).hexdigest() if num_anchors else "",
         blobs=blobs,
         output=output,
         hyperparameters=Hyperparameters(

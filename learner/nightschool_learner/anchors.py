@@ -1,0 +1,45 @@
+"""Anchors: steps on which every candidate agreed, so that training keeps what needs no change.
+
+Pairs come from steps with a choice, and those are the steps that go wrong: trained on alone, what they teach
+("minus, not plus") spills over to the tasks that went well. An anchor is the prompt and the answer of a step
+with one action only, in a rollout that ended with an answer; the trainer adds its NLL to the loss, and nothing
+is preferred or rejected by it.
+
+Owns the selection. The trainer's file is `pair_export.py`, the loss `trainer_dpo.py`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+
+from nightschool_server.toolcalls import parse_answer
+
+from nightschool_learner.practice_records import DecidedStep
+
+
+def select_anchors(steps: Sequence[DecidedStep], num_anchors: int, seed: int) -> tuple[DecidedStep, ...]:
+    """At most `num_anchors` of `steps` that are sound, each conversation once, the tools by turns.
+
+    Rounds over the tools that the steps call (final answers count as one tool) keep the rare ones in.
+    """
+    supply = list({step.step.history: step for step in steps if _is_sound(step)}.values())
+    random.Random(seed).shuffle(supply)
+    drawn: Counter[str] = Counter()
+    turns = []
+    for step in supply:
+        tool = _tool(step)
+        turns.append((drawn[tool], step))
+        drawn[tool] += 1
+    turns.sort(key=lambda turn: turn[0])  # stable: the shuffle decides within a round
+    return tuple(step for _, step in turns[:num_anchors])
+
+
+def _is_sound(step: DecidedStep) -> bool:
+    return len(step.candidates) == 1 and not step.candidates[0].failure
+
+
+def _tool(step: DecidedStep) -> str:
+    calls = parse_answer(step.candidates[0].text).calls
+    return calls[0].name if calls else ""
