@@ -16,10 +16,12 @@ from torch import Tensor, nn
 
 BATCH = 32
 IGNORE = -100
+LEARNED = 0.85
+"""Share of the tokens said rightly, averaged over the last batches, at which the stage ends."""
 
 
 def train_copying(model: Any, tokenizer: Any, *, steps: int, seed: int, report: Callable[[str], None]) -> None:
-    """Train the text tower of `model` in place for `steps` batches."""
+    """Train the text tower of `model` in place until it has LEARNED to copy, for at most `steps` batches."""
     rng = random.Random(f"copying {seed}")
     pieces = _Pieces(tokenizer)
     parameters = list(model.model.text_model.parameters())
@@ -30,6 +32,7 @@ def train_copying(model: Any, tokenizer: Any, *, steps: int, seed: int, report: 
         torch.optim.Muon(matrices, lr=4e-3, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.0),
     ]
+    right = 0.0
     for step in range(1, steps + 1):
         tokens, labels = _batch(pieces, rng)
         spoken = labels != IGNORE
@@ -41,9 +44,11 @@ def train_copying(model: Any, tokenizer: Any, *, steps: int, seed: int, report: 
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        if step % 50 == 0 or step == steps:
-            right = float((scores.argmax(-1) == labels[spoken]).float().mean())
+        right = 0.95 * right + 0.05 * float((scores.argmax(-1) == labels[spoken]).float().mean())
+        if step % 50 == 0 or step == steps or right >= LEARNED:
             report(f"copying {step}/{steps} loss {loss.item():.3f} right {right:.2f}")
+        if right >= LEARNED:
+            return
 
 
 class _Pieces:

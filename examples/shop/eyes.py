@@ -1,8 +1,9 @@
 """The second stage of training: the vision tower learns to see, and to say it in words.
 
-Each image token is trained to be the text tower's embedding of one thing that the picture shows: how many
-shapes there are, then the colour of each kind of shape; of a price tag, its two digits. What the text tower
-has learned to do with words it can then do with pictures. Things a picture does not have are not trained.
+Each image token is trained toward the text tower's embeddings of what the picture shows: how many shapes there
+are, then each kind of shape together with its colour, so that a question for the kind finds the colour; of a
+price tag, its two digits. What the text tower has learned to do with words it can then do with pictures. Things
+a picture does not have are not trained.
 """
 
 from __future__ import annotations
@@ -53,11 +54,12 @@ def train_eyes(model: Any, tokenizer: Any, *, steps: int, seed: int, report: Cal
     for step in range(1, steps + 1):
         tasks = [make_task(rng.choice(PICTURE_FAMILIES), "training", rng) for _ in range(BATCH)]
         labels = torch.tensor([_words(task, tokenizer) for task in tasks])
-        known = labels != IGNORE
+        known = labels[..., 0] != IGNORE
         shown = pixels([task.picture for task in tasks if task.picture is not None])
         seen = model.model.get_image_features(shown.unsqueeze(0)).pooler_output
         cosines = nn.functional.normalize(seen, dim=-1) @ nn.functional.normalize(words, dim=-1).T
-        loss = nn.functional.cross_entropy(SHARPNESS * cosines[known], labels[known])
+        said = (SHARPNESS * cosines[known]).log_softmax(-1).gather(-1, labels[known])
+        loss = -said.mean()
         loss = loss + ((seen.norm(dim=-1) / usual_norm - 1) ** 2).mean()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -65,7 +67,7 @@ def train_eyes(model: Any, tokenizer: Any, *, steps: int, seed: int, report: Cal
             optimizer.param_groups[0]["lr"] = peak * min(1.0, step / 50, 2.0 * (1.02 - step / steps))
             optimizer.step()
             optimizer.zero_grad()
-        hits = ((cosines.argmax(-1) == labels) & known).sum(0) / known.sum(0)
+        hits = (_nearest(cosines, labels.clamp(min=0)) & known).sum(0) / known.sum(0)
         right = hits if step == 1 else 0.95 * right + 0.05 * hits
         if step % 100 == 0 or step == steps:
             rate = step / (time.monotonic() - started)
@@ -73,12 +75,22 @@ def train_eyes(model: Any, tokenizer: Any, *, steps: int, seed: int, report: Cal
             report(f"eyes {step}/{steps} loss {loss.item():.3f} right {shares} {rate:.1f}/s")
 
 
-def _words(task: Task, tokenizer: Any) -> list[int]:
-    """The word of each image token, IGNORE where there is none."""
+def _nearest(cosines: Tensor, labels: Tensor) -> Tensor:
+    """[batch, tokens]: whether no other word is nearer than the words in `labels`, [batch, tokens, 2]."""
+    farthest = cosines.gather(-1, labels).amin(-1, keepdim=True)
+    words = 1 + (labels[..., 0] != labels[..., 1]).long()
+    return (cosines >= farthest).sum(-1) == words
+
+
+def _words(task: Task, tokenizer: Any) -> list[tuple[int, int]]:
+    """The two words of each image token, the same one twice where there is one, IGNORE where there is none."""
+    said: list[tuple[str, str] | None]
     if task.family == "tag":
-        said = [*str(task.first), None, None]
+        said = [*((digit, digit) for digit in str(task.first)), None, None]
     else:
         kinds = [shape.kind for shape in task.shapes]
         colours = {shape.kind: shape.colour for shape in task.shapes} if len(set(kinds)) == len(kinds) else {}
-        said = [str(len(kinds)), *(colours.get(kind) for kind in SHAPES)]
-    return [IGNORE if word is None else tokenizer.convert_tokens_to_ids(word) for word in said]
+        number = str(len(kinds))
+        said = [(number, number), *((f"Ġ{kind}", colours[kind]) if kind in colours else None for kind in SHAPES)]
+    ids = tokenizer.convert_tokens_to_ids
+    return [(IGNORE, IGNORE) if words is None else (ids(words[0]), ids(words[1])) for words in said]

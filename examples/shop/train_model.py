@@ -40,8 +40,8 @@ class Recipe:
     """How long and how fast."""
 
     seed: int = 7
-    copying_steps: int = 650
-    eyes_steps: int = 900
+    copying_steps: int = 1200
+    eyes_steps: int = 1500
     steps: int = 4000
     batch: int = 16
     matrix_rate: float = 4e-3
