@@ -23,13 +23,13 @@ from pathlib import Path
 
 import psutil
 from nightschool_server import chat
-from nightschool_server.agent import Episode, LiveActor, run_episode
+from nightschool_server.agent.executors import WorkerExecutor
+from nightschool_server.agent.loop import Episode, LiveActor, run_episode
+from nightschool_server.agent.toolcalls import write_call
 from nightschool_server.app import App, load_app
 from nightschool_server.engine import Delta, Prompt, Sampling
-from nightschool_server.executors import WorkerExecutor
-from nightschool_server.tool_state import ToolState
-from nightschool_server.tool_workers import ToolWorkers
-from nightschool_server.toolcalls import write_call
+from nightschool_server.tools.state import ToolState
+from nightschool_server.tools.workers import ToolWorkers
 
 APP_REF = "examples.shop.app:app"
 CALLS = tuple(write_call("calculator", {"expression": f"{n} + 2"}) for n in range(4))

@@ -22,7 +22,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2_grpc
 from nightschool_proto.v1 import admin_pb2_grpc, agent_pb2, agent_pb2_grpc, content_pb2
 from nightschool_server.auth import Tokens
-from nightschool_server.config import load_config
+from nightschool_server.config.config import load_config
 from nightschool_server.home import Home
 from nightschool_server.runtime import Runtime
 from nightschool_server.serving import ServeOptions, Serving, StartEngine, serving

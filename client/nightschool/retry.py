@@ -1,9 +1,9 @@
 """When a failed call is tried again: the only place that decides it.
 
 gRPC's own retries are switched off (`channel.py`). A call is tried again only when the server may not have seen
-it or has asked for it (UNAVAILABLE, or RESOURCE_EXHAUSTED with a RetryInfo), only before the first event of a
-stream, only within its deadline, and only while the client's budget lasts. Every call may be: reads change
-nothing, writes carry a `request_id` that stays the same over all attempts.
+it or has asked for it (UNAVAILABLE, CANCELLED by the other end, or RESOURCE_EXHAUSTED with a RetryInfo), only
+before the first event of a stream, only within its deadline, and only while the client's budget lasts. Every call
+may be: reads change nothing, writes carry a `request_id` that stays the same over all attempts.
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ class RetryPolicy:
         bound = min(self.initial_backoff_s * self.multiplier**num_retries, self.max_backoff_s)
         return bound * (0.5 + fraction / 2)
 
+
+GIVEN_UP_HERE = ("Locally cancelled", "Channel closed")
+"""What gRPC says of a call that its own side has ended."""
 
 NO_RETRIES = RetryPolicy(max_attempts=1)
 
@@ -75,7 +78,13 @@ class RetryBudget:
 
 
 def is_retriable(error: NightschoolError) -> bool:
-    """Whether another attempt of the same call may end better."""
+    """Whether another attempt of the same call may end better.
+
+    No method ends as CANCELLED by itself: gRPC ends a call so that reaches a port while it closes, or that this
+    process gives up. The latter says so.
+    """
     if error.code is grpc.StatusCode.UNAVAILABLE:
         return True
+    if error.code is grpc.StatusCode.CANCELLED:
+        return not any(words in str(error) for words in GIVEN_UP_HERE)
     return error.code is grpc.StatusCode.RESOURCE_EXHAUSTED and error.retry_after_s is not None

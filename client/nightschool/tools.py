@@ -2,7 +2,7 @@
 
 The name, the type hints and the docstring are what the model sees: the first line describes the tool, a Google-style
 `Args:` section its parameters. Owns the JSON Schema of a signature and the running of one call; an exception of a tool
-is an observation for the model, never an error of the task. (The server's tools are `nightschool_server.tools`: the two
+is an observation for the model, never an error of the task. (The server's tools are its own: the two
 packages do not import each other.)
 """
 

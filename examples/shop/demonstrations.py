@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from nightschool_server.toolcalls import parse_answer, write_call
+from nightschool_server.agent.toolcalls import parse_answer, write_call
 
 from examples.shop.catalogue import PRODUCTS, price_of, stock_of
 from examples.shop.families import Task

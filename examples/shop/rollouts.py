@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from nightschool_learner.prompts import FIRST, SECOND, CandidateView, critic_messages
-from nightschool_server.toolcalls import parse_answer
+from nightschool_server.agent.toolcalls import parse_answer
 
 from examples.shop.demonstrations import Step
 from examples.shop.dummy import Dummy, first_logprobs, sample

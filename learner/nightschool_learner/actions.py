@@ -9,8 +9,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from nightschool_server.agent.toolcalls import parse_answer
 from nightschool_server.chat import canonical_json
-from nightschool_server.toolcalls import parse_answer
 
 from nightschool_learner.sampling import Sample
 

@@ -14,7 +14,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 
-from nightschool_server.toolcalls import parse_answer
+from nightschool_server.agent.toolcalls import parse_answer
 
 from nightschool_learner.practice_records import DecidedStep
 

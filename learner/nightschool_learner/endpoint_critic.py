@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nightschool_server.chat import Image, Message, Text
-from nightschool_server.practice_config import EndpointConfig
+from nightschool_server.config.practice import EndpointConfig
 
 from nightschool_learner.critique import Context, Verdict
 from nightschool_learner.errors import StageFailedError

@@ -18,16 +18,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nightschool_server import chat
-from nightschool_server.agent import Episode, EpisodeResult, Limits, LiveActor, run_episode
+from nightschool_server.agent.executors import WorkerExecutor
+from nightschool_server.agent.loop import Episode, EpisodeResult, Limits, LiveActor, run_episode
 from nightschool_server.app import EvaluationTask, is_correct, load_evaluation
+from nightschool_server.config.training import EvaluateConfig
 from nightschool_server.engine import Sampling
 from nightschool_server.errors import AppError, ContextOverflowError
 from nightschool_server.evaluation_set import EvaluationSet
-from nightschool_server.executors import WorkerExecutor
-from nightschool_server.tool_state import ToolState
-from nightschool_server.tool_workers import ToolWorkers
-from nightschool_server.tools import PRACTICE_EFFECTS
-from nightschool_server.training_config import EvaluateConfig
+from nightschool_server.tools.state import ToolState
+from nightschool_server.tools.tool import PRACTICE_EFFECTS
+from nightschool_server.tools.workers import ToolWorkers
 
 from nightschool_learner import records
 from nightschool_learner.evaluation_records import TaskResult, insert_results, results_of

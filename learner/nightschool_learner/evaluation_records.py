@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nightschool_server.store import Store
+    from nightschool_server.store.store import Store
 
 
 @dataclass(frozen=True)

@@ -15,18 +15,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from nightschool_server.agent import run_episode
+from nightschool_server.agent.episode import Episode, Limits
+from nightschool_server.agent.executors import WorkerExecutor
+from nightschool_server.agent.loop import run_episode
 from nightschool_server.app import App
 from nightschool_server.chat import system, user
-from nightschool_server.episode import Episode, Limits
+from nightschool_server.config.practice import ExploreConfig
 from nightschool_server.errors import InvalidRequestError
-from nightschool_server.executors import WorkerExecutor
 from nightschool_server.ids import new_id
-from nightschool_server.practice_config import ExploreConfig
-from nightschool_server.store import Store
-from nightschool_server.tool_state import ToolState
-from nightschool_server.tool_workers import ToolWorkers
-from nightschool_server.tools import PRACTICE_EFFECTS
+from nightschool_server.store.store import Store
+from nightschool_server.tools.state import ToolState
+from nightschool_server.tools.tool import PRACTICE_EFFECTS
+from nightschool_server.tools.workers import ToolWorkers
 
 from nightschool_learner import practice_counts, practice_records, records, seed_records
 from nightschool_learner.critics import make_critic

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from nightschool_server.training_config import GateConfig
+from nightschool_server.config.training import GateConfig
 
 from nightschool_learner.evaluation_records import TaskResult
 from nightschool_learner.statistics import Interval, mcnemar_p, minimum_detectable_difference, paired_bootstrap

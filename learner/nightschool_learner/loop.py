@@ -19,12 +19,12 @@ from functools import partial
 import psutil
 from nightschool import AsyncClient
 from nightschool_server.app import App
-from nightschool_server.config import Config
+from nightschool_server.config.config import Config
+from nightschool_server.config.learner import LearnerConfig, with_overrides
 from nightschool_server.engine import BASE
 from nightschool_server.errors import ConfigError, OverloadedError
 from nightschool_server.home import Home
-from nightschool_server.learner_config import LearnerConfig, with_overrides
-from nightschool_server.store import Store
+from nightschool_server.store.store import Store
 
 from nightschool_learner import records, report
 from nightschool_learner.errors import CycleCancelledError, NothingToLearnError, ServerGoneError

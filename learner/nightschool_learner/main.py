@@ -18,10 +18,10 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 
 from nightschool_server.app import load_app
-from nightschool_server.config import Config, load_config, split_overrides
+from nightschool_server.config.config import Config, load_config, split_overrides
 from nightschool_server.errors import AppError, ConfigError, FailedPreconditionError, OverloadedError
 from nightschool_server.home import Home
-from nightschool_server.store import Store
+from nightschool_server.store.store import Store
 
 from nightschool_learner import records
 from nightschool_learner.explore import CritiqueStage, ExploreStage

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from nightschool_server.chat import ToolSpec, messages_from_json, template_messages, template_tools
-from nightschool_server.store import Store
+from nightschool_server.store.store import Store
 
 from nightschool_learner.practice_records import DecidedStep
 from nightschool_learner.stages import Cycle

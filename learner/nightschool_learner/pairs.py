@@ -17,9 +17,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from nightschool_server.agent.toolcalls import parse_answer
+from nightschool_server.config.practice import PairsConfig
 from nightschool_server.ids import new_id
-from nightschool_server.practice_config import PairsConfig
-from nightschool_server.toolcalls import parse_answer
 
 from nightschool_learner import practice_records
 from nightschool_learner.anchors import select_anchors

@@ -1,6 +1,6 @@
 """One step of practice: n candidates, each run in a fork of the tool state, and the one that goes on.
 
-Owns `PracticeActor`, the agent loop's `Actor` in practice. The loop itself is `agent.run_episode`; which tasks
+Owns `PracticeActor`, the agent loop's `Actor` in practice. The loop itself is `agent/loop.py`; which tasks
 are practised, and how many at once, is `explore.py`'s. Every finished part of a step is a row before the next
 part begins, and a step that is in the rows is replayed from them: nothing is sampled or compared twice.
 """
@@ -12,15 +12,15 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nightschool_server.agent import execute
+from nightschool_server.agent.episode import Episode, Execution, Step, Usage
+from nightschool_server.agent.executors import ToolExecutor
+from nightschool_server.agent.loop import execute
 from nightschool_server.chat import Message, ToolResult, messages_to_json
+from nightschool_server.config.practice import ExploreConfig
 from nightschool_server.engine import Prompt, Sampling
-from nightschool_server.episode import Episode, Execution, Step, Usage
-from nightschool_server.executors import ToolExecutor
 from nightschool_server.ids import new_id
-from nightschool_server.practice_config import ExploreConfig
-from nightschool_server.store import Store
-from nightschool_server.tool_state import ToolState
+from nightschool_server.store.store import Store
+from nightschool_server.tools.state import ToolState
 
 from nightschool_learner import practice_records
 from nightschool_learner.actions import Action, merge
@@ -66,7 +66,7 @@ class PracticeActor:
         """Messages in front of what the rollout added."""
 
     async def act(self, episode: Episode) -> Step:
-        """Sample, run and choose; the episode continues from the pick. See `agent.Actor`."""
+        """Sample, run and choose; the episode continues from the pick. See `agent.loop.Actor`."""
         self._num_before = self._num_before or len(episode.messages)
         position = len(episode.steps)
         step = await self._replayable(episode, position)

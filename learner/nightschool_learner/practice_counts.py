@@ -5,7 +5,7 @@ Reads only. Progress that was lost with a killed learner is counted again here.
 
 from __future__ import annotations
 
-from nightschool_server.store import Store
+from nightschool_server.store.store import Store
 
 _STEPS = "SELECT s.id FROM steps s JOIN rollouts r ON r.id = s.rollout_id WHERE r.cycle_id = ?"
 

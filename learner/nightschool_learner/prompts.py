@@ -14,8 +14,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from nightschool_server.agent.toolcalls import write_call
 from nightschool_server.chat import Message, Text, ToolCall, ToolResult, ToolSpec, canonical_json, system, user
-from nightschool_server.toolcalls import write_call
 
 CRITIC_SYSTEM = (
     "Compare two candidates for an assistant's next step. The better one moves the task on: the right tool "

@@ -14,7 +14,7 @@ from typing import Any
 
 from nightschool_server.chat import canonical_json
 from nightschool_server.ids import new_id
-from nightschool_server.store import Store
+from nightschool_server.store.store import Store
 
 from nightschool_learner.stages import STAGE_NAMES, Progress
 

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nightschool_server.store import Store
+from nightschool_server.store.store import Store
 
 from nightschool_learner import records
 

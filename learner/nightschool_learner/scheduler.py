@@ -13,8 +13,8 @@ from collections.abc import Callable
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.interval import IntervalTrigger
-from nightschool_server.practice_config import ScheduleConfig
-from nightschool_server.store import Store
+from nightschool_server.config.practice import ScheduleConfig
+from nightschool_server.store.store import Store
 
 from nightschool_learner import records
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from nightschool_server.chat import Message, canonical_json, messages_from_json
 from nightschool_server.ids import new_id
-from nightschool_server.store import Store
+from nightschool_server.store.store import Store
 
 KEPT = "kept"
 """State of a task that is practised; any other state is the reason for which it was dropped."""

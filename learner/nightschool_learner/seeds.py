@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from nightschool_server.practice_config import SeedsConfig
+from nightschool_server.config.practice import SeedsConfig
 
 from nightschool_learner import seed_records
 from nightschool_learner.errors import NothingToLearnError

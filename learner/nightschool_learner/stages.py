@@ -23,9 +23,9 @@ from nightschool_learner.errors import CycleCancelledError
 if TYPE_CHECKING:
     from nightschool import AsyncClient
     from nightschool_server.app import App
+    from nightschool_server.config.learner import LearnerConfig
     from nightschool_server.home import Home
-    from nightschool_server.learner_config import LearnerConfig
-    from nightschool_server.store import Store
+    from nightschool_server.store.store import Store
 
 STAGE_NAMES = ("seeds", "synthesize", "explore", "critique", "pairs", "train", "evaluate", "promote")
 """In the order in which they run. `explore` drives `critique`, step by step."""

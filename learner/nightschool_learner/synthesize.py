@@ -15,9 +15,9 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from nightschool_server.chat import ToolSpec
+from nightschool_server.config.practice import SynthesizeConfig
 from nightschool_server.engine import Prompt, Sampling
 from nightschool_server.errors import ContextOverflowError
-from nightschool_server.practice_config import SynthesizeConfig
 
 from nightschool_learner import seed_records
 from nightschool_learner.errors import NothingToLearnError

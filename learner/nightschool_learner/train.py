@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nightschool_server.chat import ToolSpec, messages_from_json
+from nightschool_server.config.training import TrainConfig
 from nightschool_server.engine import BASE
-from nightschool_server.store import Store
-from nightschool_server.training_config import TrainConfig
+from nightschool_server.store.store import Store
 
 from nightschool_learner import records
 from nightschool_learner.errors import StageFailedError

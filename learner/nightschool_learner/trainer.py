@@ -201,7 +201,7 @@ def _result(run: Run, student: Student, num_steps: int, probe: Mapping[str, Any]
 
 
 def _provenance(run: Run, result: Result) -> dict[str, Any]:
-    """What the registry keeps in the adapter's manifest, see `adapter_folder.py`."""
+    """What the registry keeps in the adapter's manifest, see `adapters/folder.py`."""
     manifest = run.manifest
     return {
         "cycle_id": manifest.cycle_id,

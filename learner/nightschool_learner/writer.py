@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
 
-from nightschool_server.store import Store
+from nightschool_server.store.store import Store
 
 Work = Callable[[sqlite3.Connection], None]
 """Writes one unit inside a transaction that is open."""

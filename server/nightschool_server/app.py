@@ -28,7 +28,7 @@ from typing import Any
 from nightschool_server.chat import ToolSpec
 from nightschool_server.errors import AppError
 from nightschool_server.evaluation_set import EvaluationSet, EvaluationTask, is_correct, read_evaluation
-from nightschool_server.tools import Effect, Tool, ToolContext, tool
+from nightschool_server.tools.tool import Effect, Tool, ToolContext, tool
 
 __all__ = [
     "App", "AppError", "Effect", "EvaluationSet", "EvaluationTask", "Tool", "ToolContext",
@@ -101,7 +101,7 @@ def load_app(ref: str) -> App:
 
     Raises AppError with the remedy. Tool schemas are checked here, so that a wrong one stops the start.
     """
-    from nightschool_server.arguments import schema_fault
+    from nightschool_server.agent.arguments import schema_fault
 
     app = import_app(ref)
     for entry in app.tools:

@@ -15,10 +15,10 @@ import time
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from nightschool_server.durable import write_file
 from nightschool_server.errors import AlreadyExistsError, AuthenticationError, InvalidRequestError, NotFoundError
 from nightschool_server.home import Home
-from nightschool_server.store import Row, Store
+from nightschool_server.store.durable import write_file
+from nightschool_server.store.store import Row, Store
 
 Scope = Literal["user", "admin"]
 

@@ -2,7 +2,7 @@
 
 Owns the frozen types that engines, the agent runtime, the store and the learner exchange, and their
 two text forms: the dictionaries that a Hugging Face chat template reads, and canonical JSON for the
-store. Does not own the wire (see `wire.py`) nor how a model writes a tool call (see `toolcalls.py`).
+store. Does not own the wire (see `service/wire.py`) nor how a model writes a tool call (see `agent/toolcalls.py`).
 """
 
 from __future__ import annotations

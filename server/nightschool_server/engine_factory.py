@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+from nightschool_server.config.serving import EngineConfig
 from nightschool_server.engine import Engine
 from nightschool_server.errors import ConfigError
-from nightschool_server.serving_config import EngineConfig
 
 
 async def start_engine(config: EngineConfig) -> Engine:

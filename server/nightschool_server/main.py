@@ -18,10 +18,10 @@ from contextlib import closing
 from pathlib import Path
 
 from nightschool_server.auth import Tokens
-from nightschool_server.config import load_config, split_overrides
+from nightschool_server.config.config import load_config, split_overrides
 from nightschool_server.errors import NightschoolError
 from nightschool_server.home import Home
-from nightschool_server.store import Store
+from nightschool_server.store.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -161,7 +161,7 @@ class _CallIds(logging.Filter):
     """Puts the id of the call that a line belongs to at its end."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        from nightschool_server.interceptors import CURRENT_CALL
+        from nightschool_server.service.interceptors import CURRENT_CALL
 
         call = CURRENT_CALL.get(None)
         record.call = "" if call is None or "call=" in str(record.msg) else f" call={call.id}"

@@ -5,18 +5,18 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+from nightschool_server.adapters.registry import AdapterRegistry
 from nightschool_server.app import App
 from nightschool_server.auth import Tokens
-from nightschool_server.config import Config
+from nightschool_server.config.config import Config
 from nightschool_server.counters import Counters
 from nightschool_server.engine import Engine
 from nightschool_server.home import Home
-from nightschool_server.images import Images
-from nightschool_server.registry import AdapterRegistry
-from nightschool_server.request_log import RequestLog
-from nightschool_server.store import Store
-from nightschool_server.tool_workers import ToolWorkers
-from nightschool_server.wire_images import ImageLimits
+from nightschool_server.service.images import Images
+from nightschool_server.service.wire_images import ImageLimits
+from nightschool_server.store.request_log import RequestLog
+from nightschool_server.store.store import Store
+from nightschool_server.tools.workers import ToolWorkers
 
 
 @dataclass(frozen=True)

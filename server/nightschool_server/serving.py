@@ -17,28 +17,28 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
-from nightschool_server.admin_service import AdminService
-from nightschool_server.agent_service import AgentService
+from nightschool_server.adapters.registry import AdapterRegistry
 from nightschool_server.app import App, load_app
 from nightschool_server.auth import Tokens
-from nightschool_server.config import Config, to_environment
+from nightschool_server.config.config import Config, to_environment
 from nightschool_server.counters import Counters
 from nightschool_server.distribution import version
-from nightschool_server.durable import write_file
 from nightschool_server.engine import Engine
 from nightschool_server.engine_factory import start_engine
 from nightschool_server.errors import FailedPreconditionError, NotFoundError
-from nightschool_server.grpc_port import GrpcPort
 from nightschool_server.home import Home
-from nightschool_server.images import Images
-from nightschool_server.interceptors import CallInterceptor, Limits
 from nightschool_server.learner_process import LearnerProcess
-from nightschool_server.redact import redactor_of
-from nightschool_server.registry import AdapterRegistry
-from nightschool_server.request_log import RequestLog
 from nightschool_server.runtime import Runtime
-from nightschool_server.store import Store
-from nightschool_server.tool_workers import ToolWorkers
+from nightschool_server.service.admin_service import AdminService
+from nightschool_server.service.agent_service import AgentService
+from nightschool_server.service.grpc_port import GrpcPort
+from nightschool_server.service.images import Images
+from nightschool_server.service.interceptors import CallInterceptor, Limits
+from nightschool_server.store.durable import write_file
+from nightschool_server.store.redact import redactor_of
+from nightschool_server.store.request_log import RequestLog
+from nightschool_server.store.store import Store
+from nightschool_server.tools.workers import ToolWorkers
 
 log = logging.getLogger(__name__)
 

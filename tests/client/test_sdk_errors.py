@@ -13,7 +13,7 @@ from nightschool import NO_RETRIES, AsyncClient, Client, NightschoolError, error
 from nightschool.errors import BY_REASON, TABLE
 from nightschool.status import Origin, details_of, error_of
 from nightschool_server import errors as server_errors
-from nightschool_server import status as server_status
+from nightschool_server.service import status as server_status
 
 from tests.client.fake_server import FakeServer, failing, retry_info
 

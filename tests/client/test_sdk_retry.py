@@ -12,6 +12,7 @@ import grpc
 import pytest
 from nightschool import (
     AsyncClient,
+    CancelledError,
     Client,
     DeadlineExceededError,
     InvalidRequestError,
@@ -40,6 +41,31 @@ async def test_the_async_client_tries_again_too(aclient: AsyncClient, server: Fa
     server.script["Generate"].extend([DOWN, BUSY])
     assert (await aclient.generate("hello")).text == "echo hello"
     assert len(server.calls) == 3
+
+
+def test_a_call_that_reaches_a_closing_port_is_tried_again(client: Client, server: FakeServer) -> None:
+    server.script["Generate"].append(failing(grpc.StatusCode.CANCELLED, ""))
+    assert client.generate("hello").text == "echo hello"
+    assert len({call.request.request_id for call in server.calls}) == 1
+
+
+def test_a_call_that_is_given_up_by_closing_the_client_is_not_tried_again(client: Client, server: FakeServer) -> None:
+    called = threading.Event()
+
+    def hang(request: Any, context: grpc.ServicerContext) -> Any:
+        ended = threading.Event()
+        context.add_callback(ended.set)
+        called.set()
+        ended.wait(WAIT_S)
+        abort(context, grpc.StatusCode.CANCELLED, "nobody waits any more")
+
+    server.script["Generate"].append(hang)
+    closer = threading.Thread(target=lambda: called.wait(WAIT_S) and client.close())
+    closer.start()
+    with pytest.raises(CancelledError, match="Channel closed"):
+        client.generate("hello")
+    closer.join()
+    assert len(server.calls) == 1
 
 
 def test_attempts_end(client: Client, server: FakeServer) -> None:

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 from nightschool_learner.prompts import TEMPLATES_DIGEST
+from nightschool_server.agent.toolcalls import write_call
 from nightschool_server.app import load_app, load_evaluation
 from nightschool_server.chat import template_tools
-from nightschool_server.toolcalls import write_call
 
 from examples.shop import catalogue, held_out
 from examples.shop.architecture import CHAT_TEMPLATE

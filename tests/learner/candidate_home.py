@@ -16,15 +16,15 @@ from nightschool import AsyncClient
 from nightschool_learner import records
 from nightschool_learner.pair_export import write_pairs_file
 from nightschool_learner.stages import STAGE_NAMES, Cycle, Progress
+from nightschool_server.agent.toolcalls import write_call
 from nightschool_server.app import App, load_app
 from nightschool_server.chat import messages_to_json, system, user
-from nightschool_server.config import Config, load_config
+from nightschool_server.config.config import Config, load_config
+from nightschool_server.config.learner import with_overrides
 from nightschool_server.home import Home
 from nightschool_server.ids import new_id
-from nightschool_server.learner_config import with_overrides
 from nightschool_server.serving import ServeOptions, serving
-from nightschool_server.store import Store
-from nightschool_server.toolcalls import write_call
+from nightschool_server.store.store import Store
 from safetensors.torch import load_file, save
 
 from tests.learner.training_data import MODEL, Trained

@@ -16,11 +16,11 @@ from nightschool_learner.prompts import CandidateView
 from nightschool_learner.sampling import Sample, Samples
 from nightschool_learner.stages import STAGE_NAMES, Cycle, Progress
 from nightschool_server.chat import canonical_json, system, user
+from nightschool_server.config.learner import LearnerConfig, with_overrides
 from nightschool_server.engine import Prompt, Sampling
 from nightschool_server.home import Home
-from nightschool_server.learner_config import LearnerConfig, with_overrides
-from nightschool_server.request_rows import LoggedMessage, RequestRecord, insert_request
-from nightschool_server.store import Store
+from nightschool_server.store.request_rows import LoggedMessage, RequestRecord, insert_request
+from nightschool_server.store.store import Store
 
 from tests.learner.practice_app import app
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nightschool_learner.actions import merge
 from nightschool_learner.sampling import Sample, derive_seed
-from nightschool_server.toolcalls import write_call
+from nightschool_server.agent.toolcalls import write_call
 
 
 def sample(text: str) -> Sample:

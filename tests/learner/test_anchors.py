@@ -13,8 +13,8 @@ from nightschool_learner.errors import StageFailedError
 from nightschool_learner.practice_records import CandidateRow, DecidedStep, StepRow
 from nightschool_learner.trainer_data import ANCHORS, PairCollator, encode_anchor, encode_pair, read_rows, score_text
 from nightschool_learner.trainer_model import load_base
+from nightschool_server.agent.toolcalls import write_call
 from nightschool_server.chat import messages_to_json, system, user
-from nightschool_server.toolcalls import write_call
 from peft import PeftModel
 
 from tests.learner.training_data import LEARNS, MODEL, ProbePrompt, make_run, probe_prompts, train

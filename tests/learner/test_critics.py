@@ -17,10 +17,10 @@ from nightschool_learner.endpoint_critic import FORMAT, EndpointCritic, read_ver
 from nightschool_learner.errors import StageFailedError
 from nightschool_learner.prompts import CandidateView, critic_messages
 from nightschool_server.chat import assistant
+from nightschool_server.config.learner import LearnerConfig, with_overrides
+from nightschool_server.config.practice import CriticConfig, EndpointConfig, FaultInjectionConfig
 from nightschool_server.engine import TopLogprob
 from nightschool_server.errors import ConfigError
-from nightschool_server.learner_config import LearnerConfig, with_overrides
-from nightschool_server.practice_config import CriticConfig, EndpointConfig, FaultInjectionConfig
 from pydantic import ValidationError
 
 PNG = b"\x89PNG\r\n\x1a\n rest"

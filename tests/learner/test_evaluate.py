@@ -14,9 +14,9 @@ from nightschool_learner.errors import CycleCancelledError
 from nightschool_learner.evaluate import EvaluateStage, Results, held_out_tasks, judge, read_images
 from nightschool_learner.evaluation_records import TaskResult, insert_results, results_of
 from nightschool_learner.stages import Cycle
+from nightschool_server.agent.episode import EpisodeResult, Usage
 from nightschool_server.app import App, EvaluationTask
-from nightschool_server.episode import EpisodeResult, Usage
-from nightschool_server.tool_state import ToolState
+from nightschool_server.tools.state import ToolState
 
 from tests.learner.candidate_home import World, add_adapter, fresh, world
 from tests.learner.training_data import Trained, picture

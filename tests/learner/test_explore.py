@@ -11,10 +11,10 @@ from nightschool_learner.errors import CycleCancelledError, NothingToLearnError
 from nightschool_learner.explore import CritiqueStage, ExploreStage
 from nightschool_learner.seed_records import KEPT
 from nightschool_learner.stages import Cycle
+from nightschool_server.agent.toolcalls import write_call
 from nightschool_server.chat import ToolResult
 from nightschool_server.engine import Prompt, Sampling
-from nightschool_server.store import Store
-from nightschool_server.toolcalls import write_call
+from nightschool_server.store.store import Store
 
 from tests.learner.practice_home import DiedError, FakeCritic, FakeSampler, cycle_on, dump, log_request, open_home
 

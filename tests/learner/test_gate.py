@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from nightschool_learner.evaluation_records import TaskResult
 from nightschool_learner.gate import Decision, compare, decide
-from nightschool_server.training_config import GateConfig
+from nightschool_server.config.training import GateConfig
 
 LIMITS = GateConfig(min_n=100)
 

@@ -17,9 +17,9 @@ from nightschool_learner.errors import NothingToLearnError, ServerGoneError
 from nightschool_learner.loop import Learner
 from nightschool_learner.sampling import patiently
 from nightschool_learner.stages import STAGE_NAMES, Cycle, Ending
-from nightschool_server.config import Config
-from nightschool_server.learner_config import LearnerConfig
-from nightschool_server.store import Store
+from nightschool_server.config.config import Config
+from nightschool_server.config.learner import LearnerConfig
+from nightschool_server.store.store import Store
 
 from tests.learner.practice_app import app
 from tests.learner.practice_home import open_home

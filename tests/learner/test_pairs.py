@@ -5,8 +5,8 @@ from __future__ import annotations
 from nightschool_learner.critique import Verdict
 from nightschool_learner.pairs import Pair, pairs_of, select
 from nightschool_learner.practice_records import CandidateRow, DecidedStep, StepRow
-from nightschool_server.practice_config import PairsConfig
-from nightschool_server.toolcalls import write_call
+from nightschool_server.agent.toolcalls import write_call
+from nightschool_server.config.practice import PairsConfig
 
 NO_CAPS = PairsConfig(max_share_failed=1.0, max_per_step=99, max_per_task=99, max_per_tool=99)
 

@@ -12,10 +12,10 @@ from nightschool_learner.pair_export import export_rows
 from nightschool_learner.pairs import PairsStage
 from nightschool_learner.seed_records import KEPT, insert_task, new_task
 from nightschool_learner.stages import Cycle
+from nightschool_server.agent.toolcalls import write_call
 from nightschool_server.chat import template_tools
 from nightschool_server.engine import Prompt, Sampling
-from nightschool_server.store import Store
-from nightschool_server.toolcalls import write_call
+from nightschool_server.store.store import Store
 
 from tests.learner.practice_app import app
 from tests.learner.practice_home import FakeCritic, FakeSampler, cycle_on, dump, open_home

@@ -14,7 +14,7 @@ import pytest
 from nightschool import Client
 from nightschool_learner.stages import STAGE_NAMES
 from nightschool_server.home import Home
-from nightschool_server.store import Store
+from nightschool_server.store.store import Store
 
 from examples.shop.traffic import traffic
 from tests.learner.practice_home import dump

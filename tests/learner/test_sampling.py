@@ -19,7 +19,7 @@ from nightschool_server.chat import user
 from nightschool_server.engine import Prompt, Sampling
 from nightschool_server.errors import ContextOverflowError, InvalidRequestError
 from nightschool_server.home import Home
-from nightschool_server.store import Store
+from nightschool_server.store.store import Store
 
 from examples.shop.traffic import traffic
 from tests.harness import Running

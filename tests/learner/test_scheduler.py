@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from nightschool_learner import records
 from nightschool_learner.scheduler import Scheduler
-from nightschool_server.practice_config import ScheduleConfig
-from nightschool_server.store import Store
+from nightschool_server.config.practice import ScheduleConfig
+from nightschool_server.store.store import Store
 
 from tests.learner.practice_home import log_request, open_home
 

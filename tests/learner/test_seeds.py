@@ -11,7 +11,7 @@ from nightschool_learner.records import stage_counts
 from nightschool_learner.screening import HeldOut, task_key
 from nightschool_learner.seed_records import LoggedRequest, seeds_of
 from nightschool_learner.seeds import SeedsStage, choose_seeds, is_reserved
-from nightschool_server.practice_config import SeedsConfig
+from nightschool_server.config.practice import SeedsConfig
 
 from tests.learner.practice_home import cycle_on, dump, log_request, open_home
 

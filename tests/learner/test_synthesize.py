@@ -15,10 +15,10 @@ from nightschool_learner.seed_records import KEPT, Seed
 from nightschool_learner.seeds import SeedsStage
 from nightschool_learner.stages import Cycle
 from nightschool_learner.synthesize import Screen, SynthesizeStage
+from nightschool_server.config.practice import SynthesizeConfig
 from nightschool_server.engine import Prompt, Sampling
 from nightschool_server.errors import ContextOverflowError
-from nightschool_server.practice_config import SynthesizeConfig
-from nightschool_server.store import Store
+from nightschool_server.store.store import Store
 
 from tests.learner.practice_app import app
 from tests.learner.practice_home import DiedError, FakeSampler, cycle_on, dump, log_request, open_home

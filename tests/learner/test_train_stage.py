@@ -15,7 +15,7 @@ from nightschool_learner import records
 from nightschool_learner.errors import CycleCancelledError, StageFailedError
 from nightschool_learner.manifest import RunFolder
 from nightschool_learner.train import TrainStage, choose_probes, hyperparameters
-from nightschool_server.training_config import TrainConfig
+from nightschool_server.config.training import TrainConfig
 
 from tests.learner.candidate_home import World, add_pairs, fresh, world
 

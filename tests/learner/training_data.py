@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nightschool_learner.manifest import Hyperparameters, Manifest, ProbePrompt, Result, RunFolder
+from nightschool_server.agent.toolcalls import parse_answer, write_call
 from nightschool_server.chat import (
     Message,
     ToolSpec,
@@ -25,7 +26,6 @@ from nightschool_server.chat import (
     tool_result,
     user,
 )
-from nightschool_server.toolcalls import parse_answer, write_call
 from PIL import Image
 
 MODEL = Path(__file__).parents[2] / "examples" / "shop" / "model"

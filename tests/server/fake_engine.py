@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nightschool_server.adapter_folder import PROVENANCE_FILE
-from nightschool_server.adapter_format import CONFIG_FILE, WEIGHTS_FILE
+from nightschool_server.adapters.folder import PROVENANCE_FILE
+from nightschool_server.adapters.format import CONFIG_FILE, WEIGHTS_FILE
 from nightschool_server.chat import messages_to_json, user
 from nightschool_server.engine import BASE, Delta, EngineStats, GenerateRequest, ModelInfo, Prompt, Scores
 from nightschool_server.errors import AdapterFormatError, UnknownAdapterError

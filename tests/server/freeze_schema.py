@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
-from nightschool_server import migrations
+from nightschool_server.store import migrations
 
 SCHEMAS = Path(__file__).parent / "schemas"
 SAMPLES = SCHEMAS / "samples.sql"

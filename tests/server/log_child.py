@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 from nightschool_server.home import Home
-from nightschool_server.request_log import Feedback, RequestLog
-from nightschool_server.store import Store
+from nightschool_server.store.request_log import Feedback, RequestLog
+from nightschool_server.store.store import Store
 
 from tests.server.log_records import record
 

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from nightschool_server.chat import assistant, user
-from nightschool_server.request_log import LoggedMessage, RequestRecord
+from nightschool_server.store.request_log import LoggedMessage, RequestRecord
 
 
 def record(name: str, question: str = "How many apples?", **changes: Any) -> RequestRecord:

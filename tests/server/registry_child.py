@@ -12,10 +12,10 @@ import signal
 import sys
 from pathlib import Path
 
-from nightschool_server.config import Config
+from nightschool_server.adapters.registry import AdapterRegistry
+from nightschool_server.config.config import Config
 from nightschool_server.home import Home
-from nightschool_server.registry import AdapterRegistry
-from nightschool_server.store import Store
+from nightschool_server.store.store import Store
 
 from tests.server.fake_engine import FakeEngine, make_adapter
 

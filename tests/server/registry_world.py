@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nightschool_server.config import Config, apply_overrides
+from nightschool_server.adapters.leases import Lease
+from nightschool_server.adapters.registry import AdapterRegistry
+from nightschool_server.config.config import Config, apply_overrides
 from nightschool_server.home import Home
 from nightschool_server.ids import new_id
-from nightschool_server.leases import Lease
-from nightschool_server.registry import AdapterRegistry
-from nightschool_server.store import Store
+from nightschool_server.store.store import Store
 
 from tests.server.fake_engine import FakeEngine, make_adapter
 

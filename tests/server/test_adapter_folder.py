@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from nightschool_server import adapter_folder
-from nightschool_server.adapter_folder import MANIFEST_FILE, PROVENANCE_FILE, AdapterFolder, Source
-from nightschool_server.adapter_format import CONFIG_FILE, WEIGHTS_FILE
+from nightschool_server.adapters import folder as adapter_folder
+from nightschool_server.adapters.folder import MANIFEST_FILE, PROVENANCE_FILE, AdapterFolder, Source
+from nightschool_server.adapters.format import CONFIG_FILE, WEIGHTS_FILE
 from nightschool_server.errors import AdapterFormatError
 from nightschool_server.home import Home
 from safetensors.numpy import save_file

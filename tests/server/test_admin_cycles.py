@@ -16,7 +16,7 @@ from nightschool_proto.v1 import admin_pb2, agent_pb2
 from nightschool_server import chat
 from nightschool_server.home import Home
 from nightschool_server.ids import new_id
-from nightschool_server.store import Store
+from nightschool_server.store.store import Store
 
 from tests.harness import Running, Stubs, ask, failure, server_thread
 from tests.server.scripted_engine import ScriptedEngine

@@ -10,7 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 from nightschool_server import chat
-from nightschool_server.agent import (
+from nightschool_server.agent.executors import ClientExecutor, RoutingExecutor, ToolExecutor, WorkerExecutor
+from nightschool_server.agent.loop import (
     Episode,
     EpisodeResult,
     Event,
@@ -24,15 +25,14 @@ from nightschool_server.agent import (
     execute,
     run_episode,
 )
+from nightschool_server.agent.toolcalls import write_call
 from nightschool_server.app import load_app
 from nightschool_server.chat import ToolCall, ToolResult, ToolSpec
 from nightschool_server.engine import Delta, FinishReason, Prompt, Sampling
 from nightschool_server.errors import ContextOverflowError, EngineDeadError, InvalidRequestError
-from nightschool_server.executors import ClientExecutor, RoutingExecutor, ToolExecutor, WorkerExecutor
-from nightschool_server.tool_state import ToolState
-from nightschool_server.tool_workers import ToolWorkers
-from nightschool_server.toolcalls import write_call
-from nightschool_server.tools import PRACTICE_EFFECTS
+from nightschool_server.tools.state import ToolState
+from nightschool_server.tools.tool import PRACTICE_EFFECTS
+from nightschool_server.tools.workers import ToolWorkers
 
 from tests.server.leaks import make_fifo, no_leaks, read_pids
 

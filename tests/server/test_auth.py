@@ -10,7 +10,7 @@ import pytest
 from nightschool_server.auth import Caller, Tokens
 from nightschool_server.errors import AlreadyExistsError, AuthenticationError, InvalidRequestError, NotFoundError
 from nightschool_server.home import Home
-from nightschool_server.store import Store
+from nightschool_server.store.store import Store
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from nightschool_server.config import (
+from nightschool_server.config.config import (
     Config,
     apply_overrides,
     dump_json,
@@ -146,7 +146,7 @@ def test_the_command_line_reaches_a_child_through_its_environment(home: Home) ->
 def test_the_documentation_lists_every_setting_as_it_is() -> None:
     text = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
     missing = [setting.key for setting in settings() if setting.row() not in text]
-    assert not missing, "the table is what `python -m nightschool_server.config` prints: replace it"
+    assert not missing, "the table is what `python -m nightschool_server.config.config` prints: replace it"
     known = {setting.key for setting in settings()}
     stale = [line for line in text.splitlines() if line.startswith("| `") and line.split("`")[1] not in known]
     assert not stale

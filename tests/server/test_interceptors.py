@@ -15,7 +15,7 @@ from google.rpc import error_details_pb2, status_pb2
 from nightschool_proto.v1 import admin_pb2, admin_pb2_grpc, agent_pb2, agent_pb2_grpc, content_pb2
 from nightschool_server import errors
 from nightschool_server.auth import Caller
-from nightschool_server.interceptors import CallInterceptor, Limits, current_caller
+from nightschool_server.service.interceptors import CallInterceptor, Limits, current_caller
 
 LIMITS = Limits(default_deadline_s=30, max_deadline_s=60, max_in_flight=2, max_message_bytes=1000)
 USER = (("authorization", "Bearer user-token"),)

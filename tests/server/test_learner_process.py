@@ -14,7 +14,7 @@ import psutil
 import pytest
 from nightschool_server.home import Home
 from nightschool_server.learner_process import LearnerProcess
-from nightschool_server.store import Store
+from nightschool_server.store.store import Store
 
 from tests.harness import ROOT
 

@@ -11,7 +11,7 @@ import pytest
 from nightschool_server.auth import Tokens
 from nightschool_server.home import Home
 from nightschool_server.main import main
-from nightschool_server.store import Store
+from nightschool_server.store.store import Store
 
 from tests.harness import SHOP_MODEL
 

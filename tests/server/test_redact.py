@@ -6,7 +6,7 @@ import json
 
 import pytest
 from nightschool_server.chat import Image, Message, Text, ToolCall, ToolResult, template_messages
-from nightschool_server.redact import keep_all, redact_message, redact_patterns, redactor_of
+from nightschool_server.store.redact import keep_all, redact_message, redact_patterns, redactor_of
 
 
 @pytest.mark.parametrize(

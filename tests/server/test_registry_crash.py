@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from nightschool_server import adapter_folder
-from nightschool_server.adapter_folder import MANIFEST_FILE
-from nightschool_server.adapter_format import CONFIG_FILE, WEIGHTS_FILE
-from nightschool_server.config import Config
+from nightschool_server.adapters import folder as adapter_folder
+from nightschool_server.adapters.folder import MANIFEST_FILE
+from nightschool_server.adapters.format import CONFIG_FILE, WEIGHTS_FILE
+from nightschool_server.config.config import Config
 from nightschool_server.errors import AdapterFormatError
 from nightschool_server.home import Home
-from nightschool_server.store import Store
+from nightschool_server.store.store import Store
 
 from tests.server.registry_world import World, world_at
 

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 import pytest_asyncio
 import torch
-from nightschool_server.adapter_folder import PROVENANCE_FILE
+from nightschool_server.adapters.folder import PROVENANCE_FILE
+from nightschool_server.adapters.registry import AdapterRegistry
 from nightschool_server.chat import messages_to_json, user
-from nightschool_server.config import Config
+from nightschool_server.config.config import Config
 from nightschool_server.engine import GenerateRequest, Prompt, Sampling
 from nightschool_server.engines.transformers_engine import TransformersEngine, TransformersEngineConfig
 from nightschool_server.errors import AdapterFormatError
 from nightschool_server.home import Home
-from nightschool_server.registry import AdapterRegistry
-from nightschool_server.store import Store
+from nightschool_server.store.store import Store
 
 from tests.server.engine_reference import Reference
 from tests.server.tiny_models import make_adapter, make_qwen2

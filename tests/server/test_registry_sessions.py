@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from nightschool_server.adapter_format import WEIGHTS_FILE
+from nightschool_server.adapters.format import WEIGHTS_FILE
 from nightschool_server.errors import AdapterFormatError, FailedPreconditionError
 
 from tests.server.fake_engine import FakeEngine

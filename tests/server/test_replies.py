@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from nightschool_server.errors import AlreadyExistsError
 from nightschool_server.home import Home
-from nightschool_server.replies import Replies, ReplyKey
-from nightschool_server.store import Store
+from nightschool_server.service.replies import Replies, ReplyKey
+from nightschool_server.store.store import Store
 
 KEY = ReplyKey("cli", "k", "PromoteAdapter", "digest")
 

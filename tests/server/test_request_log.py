@@ -18,10 +18,10 @@ import pytest_asyncio
 from nightschool_server.chat import Message, Text, messages_from_json, user
 from nightschool_server.errors import AlreadyExistsError, NotFoundError, OverloadedError
 from nightschool_server.home import Home
-from nightschool_server.redact import keep_all
-from nightschool_server.request_log import Feedback, LoggedMessage, RequestLog
-from nightschool_server.request_rows import delete_old_replies
-from nightschool_server.store import Store
+from nightschool_server.store.redact import keep_all
+from nightschool_server.store.request_log import Feedback, LoggedMessage, RequestLog
+from nightschool_server.store.request_rows import delete_old_replies
+from nightschool_server.store.store import Store
 
 from tests.server.log_records import record
 

@@ -12,8 +12,8 @@ from typing import Any
 import grpc
 import pytest
 from nightschool_proto.v1 import admin_pb2, agent_pb2, content_pb2
+from nightschool_server.agent.toolcalls import write_call
 from nightschool_server.engine import GenerateRequest
-from nightschool_server.toolcalls import write_call
 
 from tests.harness import Running, Stubs, failure, server_thread
 from tests.server.scripted_engine import ScriptedEngine

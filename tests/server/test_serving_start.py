@@ -8,7 +8,7 @@ from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health_pb2
-from nightschool_server.config import load_config
+from nightschool_server.config.config import load_config
 from nightschool_server.home import Home
 from nightschool_server.serving import ServeOptions, serving
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from nightschool_server.home import Home
-from nightschool_server.store import Store
+from nightschool_server.store.store import Store
 
 from tests.harness import ask, server_thread
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import grpc
 import pytest
 from google.rpc import error_details_pb2
-from nightschool_server import errors, status
+from nightschool_server import errors
+from nightschool_server.service import status
 
 
 def error_classes(root: type[errors.NightschoolError] = errors.NightschoolError) -> Iterator[type]:

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from nightschool_server import migrations
 from nightschool_server.errors import FailedPreconditionError, NotFoundError
 from nightschool_server.home import Home
-from nightschool_server.store import Store
+from nightschool_server.store import migrations
+from nightschool_server.store.store import Store
 
 from tests.server.freeze_schema import dump_of, frozen
 
@@ -118,7 +118,7 @@ def test_without_migrating_only_a_present_schema_is_opened(tmp_path: Path) -> No
 def test_processes_that_open_a_new_home_at_once_agree(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path\n"
-        "from nightschool_server.home import Home; from nightschool_server.store import Store\n"
+        "from nightschool_server.home import Home; from nightschool_server.store.store import Store\n"
         "sys.stdin.readline(); print(Store.open(Home(Path(sys.argv[1]))).schema_version)"
     )
     children = [
@@ -190,7 +190,7 @@ def test_what_was_committed_survives_kill_9(tmp_path: Path) -> None:
     insert = "INSERT INTO events (at, actor, action, subject, reason) VALUES (1, 'a', 'b', ?, '')"
     script = (
         "import sys; from pathlib import Path\n"
-        "from nightschool_server.home import Home; from nightschool_server.store import Store\n"
+        "from nightschool_server.home import Home; from nightschool_server.store.store import Store\n"
         "store = Store.open(Home(Path(sys.argv[1]))); number = 0\n"
         "while True:\n"
         "    sha256 = store.put_blob(b'blob %d' % number, 'text/plain')\n"
@@ -265,7 +265,7 @@ def test_only_blobs_that_nothing_names_are_swept(store: Store) -> None:
 def test_sqlite_utils_reads_the_store_and_is_not_imported_before_that(store: Store) -> None:
     note(store, "a")
     assert [row["subject"] for row in store.db.table("events").rows] == ["a"]
-    script = "import sys, nightschool_server.store; sys.exit('sqlite_utils' in sys.modules)"
+    script = "import sys, nightschool_server.store.store; sys.exit('sqlite_utils' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 

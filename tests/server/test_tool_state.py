@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from nightschool_server.app import App
-from nightschool_server.tool_state import ToolState
+from nightschool_server.tools.state import ToolState
 
 APP = App("state", "", initial_state={"basket": {"mug": 1}})
 

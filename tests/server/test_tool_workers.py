@@ -13,8 +13,8 @@ import psutil
 import pytest
 from nightschool_server.app import AppError, load_app
 from nightschool_server.errors import FailedPreconditionError
-from nightschool_server.tool_state import ToolState
-from nightschool_server.tool_workers import ToolWorkers
+from nightschool_server.tools.state import ToolState
+from nightschool_server.tools.workers import ToolWorkers
 
 from tests.server.leaks import make_fifo, no_leaks, read_pids
 
@@ -205,8 +205,8 @@ async def test_workers_and_tools_end_when_their_server_is_killed(tmp_path: Path)
     program = f"""
 import asyncio, pathlib
 from nightschool_server.app import load_app
-from nightschool_server.tool_state import ToolState
-from nightschool_server.tool_workers import ToolWorkers
+from nightschool_server.tools.state import ToolState
+from nightschool_server.tools.workers import ToolWorkers
 async def main():
     workers = await ToolWorkers.start({APP!r}, 2)
     state = ToolState.initial(load_app({APP!r}), pathlib.Path({str(tmp_path)!r}))
@@ -225,6 +225,6 @@ asyncio.run(main())
 
 
 def test_a_worker_imports_neither_torch_nor_jsonschema() -> None:
-    code = "import sys, nightschool_server.tool_process; print(*sorted(sys.modules))"
+    code = "import sys, nightschool_server.tools.process; print(*sorted(sys.modules))"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "jsonschema", "asyncio", "pydantic", "grpc"} & set(modules)

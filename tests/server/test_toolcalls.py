@@ -6,7 +6,7 @@ import json
 import random
 
 import pytest
-from nightschool_server.toolcalls import CLOSE, MAX_ANSWER_CHARS, OPEN, parse_answer, write_call
+from nightschool_server.agent.toolcalls import CLOSE, MAX_ANSWER_CHARS, OPEN, parse_answer, write_call
 
 
 def test_a_written_call_is_read_back_with_the_text_around_it() -> None:

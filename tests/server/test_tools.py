@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
 
 import pytest
-from nightschool_server.arguments import arguments_fault, schema_fault
+from nightschool_server.agent.arguments import arguments_fault, schema_fault
 from nightschool_server.chat import ToolSpec
 from nightschool_server.errors import AppError
-from nightschool_server.tools import PRACTICE_EFFECTS, Tool, ToolContext, tool
+from nightschool_server.tools.tool import PRACTICE_EFFECTS, Tool, ToolContext, tool
 
 
 @dataclass

@@ -9,8 +9,9 @@ import json
 import PIL.Image
 import pytest
 from nightschool_proto.v1 import agent_pb2, content_pb2
-from nightschool_server import chat, engine, wire, wire_replies
+from nightschool_server import chat, engine
 from nightschool_server.errors import InvalidRequestError
+from nightschool_server.service import wire, wire_replies
 
 USER, ASSISTANT, TOOL, SYSTEM = (
     content_pb2.Message.USER,

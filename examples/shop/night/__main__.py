@@ -16,6 +16,7 @@ import os
 import shutil
 import sys
 import time
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -34,6 +35,19 @@ ALLOW_SABOTAGE = "learner.fault_injection.allow=true"
 SABOTAGE = ("learner.fault_injection.invert_critic=true", "learner.synthesize.num_tasks=60")
 
 
+@dataclass(frozen=True)
+class Night:
+    """What was practised, in the order in which it happened."""
+
+    first: Cycle
+    rollback_s: float
+    promote_s: float
+    second: Cycle
+    sabotaged: Cycle
+    was_held: bool
+    """Whether the sabotaged cycle left the adapter that was active before it."""
+
+
 async def night(home: Path, display: Display) -> Report | None:
     """The whole night. None where the first cycle ended without a promotion; the display has said why."""
     async with serving(home, [ALLOW_SABOTAGE]), AsyncClient(home=home) as client:
@@ -41,38 +55,46 @@ async def night(home: Path, display: Display) -> Report | None:
         async with LiveTraffic(client, NUM_CLIENTS) as traffic:
             await traffic.wait_for(NUM_SEEDS)
             display.say(f"{traffic.served} requests answered: enough to learn from")
-            cycle = await practise(client, display, "learn from what the shop was asked")
-            if cycle.state != "promoted" or cycle.evaluation is None:
-                return None
-            rollback_s = await swap(client, "base", display)
-            promote_s = await swap(client, cycle.candidate, display)
-            second = await practise(client, display, "once more, from the promoted adapter")
-            served_before = (await client.admin.status()).active_adapter
-            sabotaged = await practise(client, display, "sabotage: the critic prefers the worse", SABOTAGE)
+            lived = await live_through(client, display)
             await traffic.wait_for(max(MIN_SERVED, traffic.served + NUM_CLIENTS))
         for line in traffic.lines():
             display.say(line)
         for failure in traffic.failures:
             display.say(f"failed: {failure}")
-        status = await client.admin.status()
-    evaluation = cycle.evaluation
+    if lived is None or lived.first.evaluation is None:
+        return None
+    evaluation, again, spoiled = lived.first.evaluation, lived.second.evaluation, lived.sabotaged.evaluation
     return Report(
         before=evaluation.incumbent_success,
         after=evaluation.candidate_success,
         n=evaluation.n,
         interval=(evaluation.interval_low, evaluation.interval_high),
         p=evaluation.p_value,
-        cycle_s=duration_s(cycle),
+        cycle_s=duration_s(lived.first),
         served=traffic.served,
         failed=len(traffic.failures),
-        promote_s=promote_s,
-        rollback_s=rollback_s,
-        second_state=str(second.state),
-        second_after=second.evaluation.candidate_success if second.evaluation else None,
-        second_p=second.evaluation.p_value if second.evaluation else None,
-        sabotage_rejected=sabotaged.state == "rejected" and status.active_adapter == served_before,
-        sabotage_after=sabotaged.evaluation.candidate_success if sabotaged.evaluation else None,
+        promote_s=lived.promote_s,
+        rollback_s=lived.rollback_s,
+        second_state=str(lived.second.state),
+        second_after=again.candidate_success if again else None,
+        second_p=again.p_value if again else None,
+        sabotage_rejected=lived.sabotaged.state == "rejected" and lived.was_held,
+        sabotage_after=spoiled.candidate_success if spoiled else None,
     )
+
+
+async def live_through(client: AsyncClient, display: Display) -> Night | None:
+    """Practise, swap both ways, practise again, and be sabotaged. None where the first cycle promoted nothing."""
+    first = await practise(client, display, "learn from what the shop was asked")
+    if first.state != "promoted":
+        return None
+    rollback_s = await swap(client, "base", display)
+    promote_s = await swap(client, first.candidate, display)
+    second = await practise(client, display, "once more, from the promoted adapter")
+    active = (await client.admin.status()).active_adapter
+    sabotaged = await practise(client, display, "sabotage: the critic prefers the worse", SABOTAGE)
+    was_held = (await client.admin.status()).active_adapter == active
+    return Night(first, rollback_s, promote_s, second, sabotaged, was_held)
 
 
 async def practise(client: AsyncClient, display: Display, reason: str, overrides: tuple[str, ...] = ()) -> Cycle:

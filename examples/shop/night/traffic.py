@@ -85,6 +85,7 @@ class LiveTraffic:
             self._changed.notify_all()
 
     def lines(self) -> Iterator[str]:
-        """Per adapter: answers and how many of them the customers found right."""
+        """How many were served and failed; per adapter, how many answers the customers found right."""
+        yield f"live requests: {self.served} served, {len(self.failures)} failed"
         for adapter, num_served in self.served_by_adapter.items():
             yield f"{adapter}: {self.right_by_adapter[adapter]} of {num_served} answers right"

@@ -1,0 +1,1 @@
+"""The agent loop and what it needs: reading tool calls, checking arguments, and who runs them."""

@@ -1,0 +1,147 @@
+"""Who runs a tool call: the application's workers, the client at the other end of a stream, or both by name.
+
+Owns the executor seam, and that arguments are checked before anything runs. Executors never raise because
+of a tool or of what the model wrote: that is an outcome.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+from nightschool_server.agent.arguments import arguments_fault, schema_fault
+from nightschool_server.app import App
+from nightschool_server.chat import ToolCall, ToolResult, ToolSpec
+from nightschool_server.errors import InvalidRequestError
+from nightschool_server.tools.call import truncate, unknown_tool
+from nightschool_server.tools.state import ToolState
+from nightschool_server.tools.tool import ALL_EFFECTS, Effect
+from nightschool_server.tools.workers import DEFAULT_MAX_OUTPUT_CHARS, ToolFailure, ToolOutcome, ToolWorkers
+
+DEFAULT_CLIENT_TIMEOUT_S = 60.0
+
+ClientCallback = Callable[[ToolCall], Awaitable[ToolResult]]
+"""Sends a call to the client and waits for its result; cancelled at the deadline."""
+
+
+class ToolExecutor(Protocol):
+    """Runs tool calls."""
+
+    @property
+    def tools(self) -> tuple[ToolSpec, ...]:
+        """What the model may call."""
+        ...
+
+    async def run(self, call: ToolCall, state: ToolState) -> ToolOutcome:
+        """Check and run one call on `state`. An error is an outcome; only cancellation raises."""
+        ...
+
+
+class WorkerExecutor:
+    """The application's own tools, in its worker processes."""
+
+    def __init__(self, app: App, workers: ToolWorkers, effects: frozenset[Effect] = ALL_EFFECTS) -> None:
+        """`effects` is what may be run: practice gives `tools.PRACTICE_EFFECTS`."""
+        self._app = app
+        self._workers = workers
+        self._effects = effects
+
+    @property
+    def tools(self) -> tuple[ToolSpec, ...]:
+        return self._app.specs
+
+    async def run(self, call: ToolCall, state: ToolState) -> ToolOutcome:
+        tool = self._app.tool(call.name)
+        if tool is None:
+            return _unknown(call, self.tools, state)
+        arguments = json.loads(call.arguments)
+        if fault := arguments_fault(tool.spec.parameters, arguments, closed=True):
+            return _failed("schema", fault, state)
+        if tool.effect not in self._effects:
+            return _failed("refused", f"tool {call.name!r} has {tool.effect} effects and is not run in practice", state)
+        return await self._workers.run(call.name, arguments, state, self._app.timeout_s(tool))
+
+
+class ClientExecutor:
+    """Tools that the client brought and runs itself."""
+
+    def __init__(
+        self,
+        tools: Sequence[ToolSpec],
+        callback: ClientCallback,
+        *,
+        timeout_s: float = DEFAULT_CLIENT_TIMEOUT_S,
+        max_output_chars: int = DEFAULT_MAX_OUTPUT_CHARS,
+    ) -> None:
+        """Raises InvalidRequestError for a schema that is wrong or a name that comes twice."""
+        for index, spec in enumerate(tools):
+            if fault := schema_fault(spec.parameters):
+                field = f"start.client_tools[{index}].parameters_json"
+                raise InvalidRequestError(field, f"the schema of tool {spec.name!r} is wrong: {fault}")
+        _check_names([("the client", spec) for spec in tools])
+        self._tools = {spec.name: spec for spec in tools}
+        self._callback = callback
+        self._timeout_s = timeout_s
+        self._max_output_chars = max_output_chars
+
+    @property
+    def tools(self) -> tuple[ToolSpec, ...]:
+        return tuple(self._tools.values())
+
+    async def run(self, call: ToolCall, state: ToolState) -> ToolOutcome:
+        spec = self._tools.get(call.name)
+        if spec is None:
+            return _unknown(call, self.tools, state)
+        if fault := arguments_fault(spec.parameters, json.loads(call.arguments)):
+            return _failed("schema", fault, state)
+        started = time.perf_counter()
+        try:
+            async with asyncio.timeout(self._timeout_s) as deadline:
+                result = await self._callback(call)
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            fault = f"the client did not answer within {self._timeout_s:g} s"
+            return _failed("timeout", fault, state, time.perf_counter() - started)
+        content = truncate(result.content, self._max_output_chars)
+        failure: ToolFailure = "execution" if result.is_error else ""
+        return ToolOutcome(content, result.is_error, failure, state, time.perf_counter() - started)
+
+
+class RoutingExecutor:
+    """Several executors as one, by the tool's name."""
+
+    def __init__(self, application: ToolExecutor, client: ToolExecutor) -> None:
+        """Raises InvalidRequestError where both bring a tool of the same name."""
+        named = [(where, spec) for where, e in _places(application, client) for spec in e.tools]
+        _check_names(named)
+        self.tools: tuple[ToolSpec, ...] = tuple(spec for _, spec in named)
+        self._by_name = {spec.name: e for _, e in _places(application, client) for spec in e.tools}
+
+    async def run(self, call: ToolCall, state: ToolState) -> ToolOutcome:
+        executor = self._by_name.get(call.name)
+        return _unknown(call, self.tools, state) if executor is None else await executor.run(call, state)
+
+
+def _places(application: ToolExecutor, client: ToolExecutor) -> tuple[tuple[str, ToolExecutor], ...]:
+    return ("the application", application), ("the client", client)
+
+
+def _check_names(named: Sequence[tuple[str, ToolSpec]]) -> None:
+    seen: dict[str, str] = {}
+    for where, spec in named:
+        if spec.name in seen:
+            message = f"tool {spec.name!r} comes from {seen[spec.name]} and from {where}: rename one"
+            raise InvalidRequestError("start.client_tools", message)
+        seen[spec.name] = where
+
+
+def _unknown(call: ToolCall, tools: Sequence[ToolSpec], state: ToolState) -> ToolOutcome:
+    return _failed("unknown_tool", unknown_tool(call.name, [spec.name for spec in tools]), state)
+
+
+def _failed(failure: ToolFailure, fault: str, state: ToolState, duration_s: float = 0.0) -> ToolOutcome:
+    return ToolOutcome(f"error: {fault}", True, failure, state, duration_s)

@@ -1,0 +1,115 @@
+"""Settings of the learner's second half: training, evaluation, the gate and promotion.
+
+`config.py` puts them together with the sections of practice (`practice.py`). Every field is documented
+once, under it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class TrainConfig(_Section):
+    """How an adapter is trained: TRL's DPO, sigmoid loss, with an NLL term on the chosen answer."""
+
+    profile: Literal["card", "paper"] = "card"
+    """`card`: rank 64, alpha 16 on every linear layer of the text tower. `paper`: rank 32 on q, k and v."""
+    rank: Annotated[int, Field(ge=0, le=512)] = 0
+    """Of the LoRA. 0 takes the profile's."""
+    alpha: Annotated[float, Field(ge=0)] = 0.0
+    """0 takes the profile's."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    target_modules: tuple[str, ...] = ()
+    """Last names of linear layers of the text tower, e.g. ["q_proj"]. Empty takes the profile's."""
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-5
+    """Peak. TRL's 1e-6 is for full fine-tuning; LoRA wants more, a tiny model much more."""
+    scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Of all steps."""
+    epochs: Positive = 2
+    batch_size: Positive = 8
+    """Pairs of one forward."""
+    accumulation: Positive = 1
+    """Forwards of one optimizer step."""
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    """How strongly the policy is held to its reference."""
+    nll_weight: Annotated[float, Field(ge=0)] = 0.2
+    """Weight of the chosen answer's mean NLL per token."""
+    anchor_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the anchors' mean NLL per token (`learner.pairs.anchors_per_pair`)."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    max_length: Annotated[int, Field(ge=16)] = 10_240
+    """Tokens of prompt and answer; a longer pair is dropped and counted, never cut."""
+    checkpoint_steps: Positive = 50
+    nice: Annotated[int, Field(ge=0, le=19)] = 10
+    """Niceness of the training process."""
+    num_threads: Positive = 1
+    """Torch threads of the training process."""
+    max_restarts: Annotated[int, Field(ge=0)] = 2
+    """How often a trainer that was killed (out of memory, say) is started again from its checkpoint."""
+    num_probes: Annotated[int, Field(ge=0, le=32)] = 4
+    """Prompts whose logprobs the trained model records, for the proof of effect."""
+    on_alarm: Literal["report", "reject"] = "report"
+    """What an alarm does: a line in the record, or the end of the cycle before it is evaluated."""
+    max_chosen_fall: Annotated[float, Field(ge=0)] = 2.0
+    """Alarm: nats that chosen answers lost against the reference, mean over the last quarter of the steps."""
+    max_drift: Annotated[float, Field(gt=0)] = 200.0
+    """Alarm: nats between policy and reference on an answer, chosen or rejected."""
+    max_length_ratio: Annotated[float, Field(gt=0)] = 2.0
+    """Alarm: tokens of chosen over tokens of rejected answers."""
+
+
+class EvaluateConfig(_Section):
+    """How held-out tasks are answered."""
+
+    concurrency: Positive = 32
+    """Episodes in flight, both adapters together."""
+    max_tokens: Positive = 256
+    """Of one step; keep it equal to `agent.max_tokens`, so that what is measured is what is served."""
+    max_task_tokens: Positive = 4096
+    """Of all steps of one task; as `agent.max_task_tokens`."""
+    num_tool_workers: Positive = 2
+    """Processes that run the application's tools."""
+    max_tasks: Annotated[int, Field(ge=0)] = 0
+    """The first so many tasks by id; 0 takes all. Fewer than `gate.min_n` can never pass."""
+
+
+class GateConfig(_Section):
+    """What a candidate must show to be promoted."""
+
+    min_n: Positive = 200
+    """Held-out tasks that both answered."""
+    min_difference: Annotated[float, Field(ge=-1, le=1)] = 0.02
+    """Of success rates, candidate minus incumbent; more than this."""
+    max_p: Annotated[float, Field(gt=0, le=1)] = 0.01
+    """Of the exact McNemar test, two-sided."""
+    min_interval_low: Annotated[float, Field(ge=-1, le=1)] = 0.0
+    """The lower end of the paired bootstrap interval; more than this."""
+    interval_level: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    max_family_fall: Share = 0.15
+    """How far a family of tasks may fall."""
+    max_family_p: Share = 0.05
+    """A family that falls at all with a McNemar p below this is refused, too."""
+    max_tool_error_rise: Share = 0.05
+    """Of tool errors per step."""
+    max_unanswered_rise: Share = 0.05
+    """Of the share of tasks that ended without a final answer or with one that could not be read."""
+    max_length_ratio: Annotated[float, Field(gt=0)] = 2.0
+    """Completion tokens per step, candidate over incumbent."""
+
+
+class PromoteConfig(_Section):
+    """What becomes of a candidate that passed."""
+
+    approval: Literal["automatic", "manual"] = "automatic"
+    """`manual` leaves it a candidate: an operator promotes it by hand."""

@@ -1,0 +1,216 @@
+"""What operators read of the learner's rows: cycles with their stages, evaluations, tasks and pairs.
+
+Owns the SQL and the way from rows to the wire; the learner writes these rows (its `records.py` and
+`practice_records.py`). Every function is a read.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nightschool_proto.v1 import admin_pb2
+
+from nightschool_server import chat
+from nightschool_server.errors import UnknownCycleError
+from nightschool_server.service.pages import Page
+from nightschool_server.service.wire_replies import timestamp
+from nightschool_server.store.store import Store
+
+Row = Mapping[str, Any]
+
+ENDED_STATES = frozenset({"promoted", "rejected", "stopped", "cancelled", "failed"})
+
+
+@dataclass(frozen=True)
+class CycleRows:
+    """All rows of one cycle; two are equal when nothing has happened between them."""
+
+    cycle: Row
+    stages: Sequence[Row]
+    evaluation: Row | None
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing will happen any more."""
+        return self.cycle["state"] in ENDED_STATES
+
+
+def cycle_rows(store: Store, cycle_id: str) -> CycleRows:
+    """The rows of a cycle. Raises UnknownCycleError."""
+    found = store.query("SELECT * FROM cycles WHERE id = ?", (cycle_id,))
+    if not found:
+        raise UnknownCycleError(cycle_id)
+    # The lease is renewed all the time and says nothing to an operator.
+    cycle = {key: value for key, value in dict(found[0]).items() if not key.startswith("lease_")}
+    stages = [
+        dict(row) for row in store.query("SELECT * FROM stages WHERE cycle_id = ? ORDER BY position", (cycle_id,))
+    ]
+    evaluations = store.query(
+        "SELECT * FROM evaluations WHERE cycle_id = ? ORDER BY created_at DESC, id DESC LIMIT 1", (cycle_id,)
+    )
+    return CycleRows(cycle, [dict(row) for row in stages], dict(evaluations[0]) if evaluations else None)
+
+
+def cycle_to_proto(rows: CycleRows) -> admin_pb2.Cycle:
+    """A cycle with its stages, their rates and what is left of them."""
+    cycle = rows.cycle
+    return admin_pb2.Cycle(
+        id=cycle["id"],
+        state=admin_pb2.Cycle.State.Value(cycle["state"].upper()),
+        trigger=cycle["trigger"],
+        reason=cycle["reason"],
+        created_at=timestamp(cycle["created_at"]),
+        started_at=timestamp(cycle["started_at"]),
+        ended_at=timestamp(cycle["ended_at"]),
+        stages=[_stage(row) for row in rows.stages],
+        incumbent=cycle["incumbent"] or "",
+        candidate=cycle["candidate"] or "",
+        evaluation=evaluation_to_proto(rows.evaluation) if rows.evaluation else None,
+        outcome=cycle["outcome"],
+        num_resumes=cycle["num_resumes"],
+    )
+
+
+def list_cycles(store: Store, page: Page) -> tuple[list[admin_pb2.Cycle], str]:
+    """Cycles, newest first, and the next page's token."""
+    before = page.after[0] if page.after else "~"
+    found = store.query("SELECT id FROM cycles WHERE id < ? ORDER BY id DESC LIMIT ?", (before, page.size + 1))
+    kept, token = page.cut(found, lambda row: (row["id"],))
+    return [cycle_to_proto(cycle_rows(store, row["id"])) for row in kept], token
+
+
+def list_tasks(store: Store, page: Page, cycle_id: str) -> tuple[list[admin_pb2.Task], str]:
+    """Tasks that were written, oldest first; of one cycle where `cycle_id` is not empty."""
+    found = store.query(
+        "SELECT t.*, (SELECT json_group_array(s.response_id) FROM task_seeds s WHERE s.task_id = t.id) AS seeds "
+        "FROM tasks t WHERE t.id > ? AND (? = '' OR t.cycle_id = ?) ORDER BY t.id LIMIT ?",
+        (page.after[0] if page.after else "", cycle_id, cycle_id, page.size + 1),
+    )
+    kept, token = page.cut(found, lambda row: (row["id"],))
+    return [_task(row) for row in kept], token
+
+
+def list_pairs(store: Store, page: Page, cycle_id: str) -> tuple[list[admin_pb2.Pair], str]:
+    """Preference pairs, oldest first; of one cycle where `cycle_id` is not empty."""
+    found = store.query(
+        f"{_PAIRS} WHERE p.id > ? AND (? = '' OR p.cycle_id = ?) ORDER BY p.id LIMIT ?",
+        (page.after[0] if page.after else "", cycle_id, cycle_id, page.size + 1),
+    )
+    kept, token = page.cut(found, lambda row: (row["id"],))
+    return [_pair(row) for row in kept], token
+
+
+def export_pairs(store: Store, cycle_id: str, tools: Sequence[chat.ToolSpec]) -> Iterator[str]:
+    """Lines of JSON in TRL's conversational preference format, one for each pair, with `tools` and image hashes."""
+    rendered_tools = chat.template_tools(tools)
+    after = ""
+    while True:
+        found = store.query(
+            f"{_PAIRS} WHERE p.id > ? AND (? = '' OR p.cycle_id = ?) ORDER BY p.id LIMIT 200",
+            (after, cycle_id, cycle_id),
+        )
+        for row in found:
+            yield json.dumps(_preference(row, rendered_tools), ensure_ascii=False) + "\n"
+        if not found:
+            return
+        after = found[-1]["id"]
+
+
+def evaluation_to_proto(row: Row) -> admin_pb2.Evaluation:
+    """A candidate against an incumbent."""
+    return admin_pb2.Evaluation(
+        id=row["id"],
+        candidate=row["candidate"],
+        incumbent=row["incumbent"],
+        n=row["n"],
+        incumbent_success=row["incumbent_success"],
+        candidate_success=row["candidate_success"],
+        interval_low=row["interval_low"],
+        interval_high=row["interval_high"],
+        interval_level=row["interval_level"],
+        num_gained=row["num_gained"],
+        num_lost=row["num_lost"],
+        p_value=row["p_value"],
+        passed=bool(row["passed"]),
+        reasons=json.loads(row["reasons"]),
+        families=[admin_pb2.FamilyResult(**family) for family in json.loads(row["families"])],
+    )
+
+
+_PAIRS = (
+    "SELECT p.*, s.position AS step, s.history, r.task_id, c.text AS chosen_text, d.text AS rejected_text "
+    "FROM pairs p JOIN steps s ON s.id = p.step_id JOIN rollouts r ON r.id = s.rollout_id "
+    "JOIN candidates c ON c.id = p.chosen JOIN candidates d ON d.id = p.rejected"
+)
+
+
+def _stage(row: Row) -> admin_pb2.Stage:
+    rate, eta = 0.0, 0.0
+    if row["started_at"] is not None:
+        elapsed = (row["ended_at"] or time.time()) - row["started_at"]
+        rate = row["num_done"] / elapsed if elapsed > 0 else 0.0
+        if row["state"] == "running" and rate > 0:
+            eta = max(0, row["num_total"] - row["num_done"]) / rate
+    return admin_pb2.Stage(
+        name=row["name"],
+        state=admin_pb2.Stage.State.Value(row["state"].upper()),
+        num_done=row["num_done"],
+        num_total=row["num_total"],
+        started_at=timestamp(row["started_at"]),
+        ended_at=timestamp(row["ended_at"]),
+        rate_per_s=rate,
+        eta_s=eta,
+        counts=json.loads(row["counts"]),
+        message=row["message"],
+    )
+
+
+def _task(row: Row) -> admin_pb2.Task:
+    return admin_pb2.Task(
+        id=row["id"],
+        cycle_id=row["cycle_id"],
+        prompt=row["prompt"],
+        image_sha256=json.loads(row["images"]),
+        state=row["state"],
+        seed_request_ids=json.loads(row["seeds"]),
+        created_at=timestamp(row["created_at"]),
+    )
+
+
+def _pair(row: Row) -> admin_pb2.Pair:
+    return admin_pb2.Pair(
+        id=row["id"],
+        cycle_id=row["cycle_id"],
+        task_id=row["task_id"],
+        step=row["step"],
+        kind=row["kind"],
+        prompt=_last_turn(row["history"]),
+        chosen=row["chosen_text"],
+        rejected=row["rejected_text"],
+        margin=row["margin"],
+    )
+
+
+def _last_turn(history: str) -> str:
+    """The text that the step answers: the last user turn, or the last tool's result."""
+    last = chat.messages_from_json(history)[-1]
+    results = [part.content for part in last.parts if isinstance(part, chat.ToolResult)]
+    return last.text or "\n".join(results)
+
+
+def _preference(row: Row, tools: list[dict[str, Any]] | None) -> dict[str, Any]:
+    history = chat.messages_from_json(row["history"])
+    return {
+        "prompt": chat.template_messages(history),
+        "chosen": [{"role": "assistant", "content": row["chosen_text"]}],
+        "rejected": [{"role": "assistant", "content": row["rejected_text"]}],
+        "tools": tools,
+        "images": [sha256 for message in history for sha256 in message.images],
+        "pair_id": row["id"],
+        "kind": row["kind"],
+        "margin": row["margin"],
+    }

@@ -1,0 +1,66 @@
+"""Erasing a caller: logged requests, what was derived from them, sessions, images, and the training files on disk.
+
+Owns the order and the refusal while a cycle learns from the caller; the rows are `request_log.py`'s. What a trained
+adapter has learned stays in its weights: delete the adapter to be rid of that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from nightschool_server.errors import FailedPreconditionError, InvalidRequestError
+from nightschool_server.home import Home
+from nightschool_server.runtime import Runtime
+from nightschool_server.service.audit import audit
+from nightschool_server.store.store import Store
+
+PAIRS_FILE = "pairs.jsonl"
+"""In a cycle's folder: its training data, written by the learner's `pair_export.py`."""
+
+
+async def forget_user(runtime: Runtime, actor: str, user: str) -> int:
+    """Erase everything of the token name `user`. Returns how many requests.
+
+    Raises InvalidRequestError without a name, FailedPreconditionError while a cycle learns from the requests.
+    """
+    if not user:
+        raise InvalidRequestError("user", "user is empty: send the name of the token whose requests are to go")
+    store = runtime.store
+    _refuse_while_learning(store, user)
+    cycles = _cycles_from(store, user)
+    num_requests = await runtime.request_log.forget(user)
+    runtime.registry.end_sessions_of(user)
+    runtime.images.recent.forget_all()
+    await asyncio.to_thread(_delete_training_files, runtime.home, cycles)
+    with store.transaction() as db:
+        audit(db, actor, "forget_user", user, "")
+    return num_requests
+
+
+def _refuse_while_learning(store: Store, user: str) -> None:
+    """A running cycle's rows must not vanish under it."""
+    row = store.one(
+        "SELECT c.id FROM cycles c JOIN cycle_seeds s ON s.cycle_id = c.id JOIN requests r ON r.id = s.response_id "
+        "WHERE c.state = 'running' AND r.caller = ? LIMIT 1",
+        (user,),
+    )
+    if row is not None:
+        raise FailedPreconditionError(
+            f"cycle {row['id']} is learning from requests of {user!r}: cancel it or wait until it has ended"
+        )
+
+
+def _cycles_from(store: Store, user: str) -> list[str]:
+    """Cycles with tasks that were written from the caller's requests."""
+    rows = store.query(
+        "SELECT DISTINCT t.cycle_id FROM tasks t JOIN task_seeds s ON s.task_id = t.id "
+        "JOIN requests r ON r.id = s.response_id WHERE r.caller = ?",
+        (user,),
+    )
+    return [row["cycle_id"] for row in rows]
+
+
+def _delete_training_files(home: Home, cycles: Sequence[str]) -> None:
+    for cycle_id in cycles:
+        (home.cycles / cycle_id / PAIRS_FILE).unlink(missing_ok=True)

@@ -1,0 +1,234 @@
+"""The tool worker's own process: it holds the application and forks a child for every call.
+
+    server --frames--> worker (`main`) --fork--> child (`tool_call.perform`): one call, then gone
+
+The child is forked ahead of its call and runs in a session of its own, so that globals, environment and
+working directory of one call never meet another's, and a crash or a kill costs only that call. After
+every call the worker kills whatever the call left running. The worker ends when the server's end of the
+socket closes. `workers.py` is that end. Stays light: no torch, no jsonschema, because its imports
+are every worker's start and every fork's memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import json
+import os
+import selectors
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+from nightschool_server.app import App, import_app
+from nightschool_server.errors import AppError
+from nightschool_server.tools.call import perform, warm_up
+
+MAX_FRAME_BYTES = 16 * 2**20
+"""A longer frame means a broken or hostile peer."""
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_RECEIVE_BYTES = 2**18
+_libc = ctypes.CDLL(None)
+
+
+def frame(value: Any) -> bytes:
+    """A value as it goes over a socket: 4 bytes of length, then JSON."""
+    body = json.dumps(value).encode()
+    return len(body).to_bytes(4, "big") + body
+
+
+def main() -> int:
+    """Serve calls on the socket that the first argument names, until the other end closes."""
+    server = socket.socket(fileno=int(sys.argv[1]))
+    os.set_inheritable(server.fileno(), False)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    init = _receive(server)
+    if init is None:
+        return 0
+    # What tools print is dropped; their stderr is the server's.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.path[:] = init["path"]
+    try:
+        app = import_app(init["app"])
+    except AppError as error:
+        server.sendall(frame({"error": str(error)}))
+        return 1
+    server.sendall(frame({"ready": os.getpid()}))
+    Worker(app, server).serve()
+    return 0
+
+
+class Child:
+    """A forked process that waits for one call, and the worker's end of its socket."""
+
+    def __init__(self, app: App, close: tuple[socket.socket, ...]) -> None:
+        worker = os.getpid()
+        self.socket, theirs = socket.socketpair()
+        self._received = bytearray()
+        self._status: int | None = None
+        self.is_open = True
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                for inherited in (self.socket, *close):
+                    inherited.close()
+                _become_child(worker)
+                warm_up()
+                if (call := _receive(theirs)) is not None:
+                    theirs.sendall(frame(perform(app, call)))
+            finally:
+                os._exit(0)
+        theirs.close()
+
+    def send(self, call: dict[str, Any]) -> None:
+        """Hand over the call. The child reads it before any code of a tool runs."""
+        with contextlib.suppress(ConnectionError):  # Then it is dead, and `ended` says so.
+            self.socket.sendall(frame(call))
+        self.socket.setblocking(False)
+
+    def reply(self) -> bytes | None:
+        """The reply's frame where it is complete."""
+        with contextlib.suppress(BlockingIOError, ConnectionError):
+            while self.is_open and len(self._received) <= MAX_FRAME_BYTES:
+                chunk = self.socket.recv(_RECEIVE_BYTES)
+                self._received += chunk
+                self.is_open = bool(chunk)
+        size = 4 + int.from_bytes(self._received[:4], "big")
+        if size > MAX_FRAME_BYTES:
+            return _failure("the tool's output is too large")
+        return bytes(self._received[:size]) if len(self._received) >= max(size, 5) else None
+
+    def ended(self) -> str | None:
+        """How the child ended, if it has."""
+        if self._status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self._status = status if pid else None
+        if self._status is None:
+            return None
+        code = os.waitstatus_to_exitcode(self._status)
+        return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+    def destroy(self) -> None:
+        """Kill it with all that it started, and reap them."""
+        self.socket.close()
+        for kill in (os.killpg, os.kill):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                if self._status is None or kill is os.killpg:
+                    kill(self.pid, signal.SIGKILL)
+        if self._status is None:
+            _, self._status = os.waitpid(self.pid, 0)
+        # Those that left its session are our children now, because we are their subreaper.
+        while orphans := _children():
+            for pid in orphans:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(pid, 0)
+
+
+class Worker:
+    """Forks a child per call, passes its call and reply on, and cleans up behind it."""
+
+    def __init__(self, app: App, server: socket.socket) -> None:
+        self._app = app
+        self._server = server
+        self._child_ended, self._wakeup = socket.socketpair()
+        for end in (self._child_ended, self._wakeup):
+            end.setblocking(False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
+        self._selector = selectors.DefaultSelector()
+        for source in (server, self._child_ended):
+            self._selector.register(source, selectors.EVENT_READ)
+        _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+        # Freezing keeps the collector of every child from touching, and so copying, shared pages.
+        gc.collect()
+        gc.freeze()
+
+    def serve(self) -> None:
+        """One call after another, until the server closes."""
+        reply: bytes | None = b""
+        while reply is not None:
+            child = Child(self._app, (self._server, self._child_ended, self._wakeup))
+            try:
+                call = self._next_call()
+                reply = None if call is None else self._run(child, call)
+            finally:
+                child.destroy()
+            if reply is not None:
+                self._server.sendall(reply)
+
+    def _next_call(self) -> dict[str, Any] | None:
+        # A kill that comes now is for a call whose reply was on its way already.
+        while (message := _receive(self._server)) is not None and "kill" in message:
+            pass
+        return message
+
+    def _run(self, child: Child, call: dict[str, Any]) -> bytes | None:
+        """The reply to `call`; None where the server is gone."""
+        child.send(call)
+        self._selector.register(child.socket, selectors.EVENT_READ)
+        watched = True
+        try:
+            while True:
+                ready = {key.fileobj for key, _ in self._selector.select()}
+                if self._server in ready:
+                    return None if _receive(self._server) is None else frame({"failure": "killed"})
+                if self._child_ended in ready:
+                    self._child_ended.recv(_RECEIVE_BYTES)
+                # Asked before the socket is read: an ended child has written all that it ever will.
+                ended = child.ended()
+                if (reply := child.reply()) is not None:
+                    return reply
+                if ended is not None:
+                    return _failure(f"the tool's process ended with {ended}")
+                if watched and not child.is_open:  # A tool closed it and runs on; only its end is awaited.
+                    self._selector.unregister(child.socket)
+                    watched = False
+        finally:
+            if watched:
+                self._selector.unregister(child.socket)
+
+
+def _become_child(worker: int) -> None:
+    os.setsid()
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != worker:
+        os._exit(0)
+
+
+def _failure(content: str) -> bytes:
+    return frame({"failure": "execution", "content": f"error: {content}"})
+
+
+def _receive(peer: socket.socket) -> Any:
+    """One frame from a blocking socket; None where the peer has closed."""
+    try:
+        header = peer.recv(4, socket.MSG_WAITALL)
+        body = peer.recv(int.from_bytes(header, "big"), socket.MSG_WAITALL) if len(header) == 4 else b""
+    except ConnectionError:
+        return None
+    return json.loads(body) if body else None
+
+
+def _children() -> list[int]:
+    """Processes whose parent this one is; Linux only, elsewhere none are found."""
+    path = Path(f"/proc/self/task/{os.getpid()}/children")
+    return [int(pid) for pid in path.read_text().split()] if path.exists() else []
+
+
+def _prctl(option: int, value: int) -> None:
+    if sys.platform == "linux":
+        _libc.prctl(option, value, 0, 0, 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,175 @@
+"""Tools run here: a pool of worker processes that are spawned, never forked from the server.
+
+Owns which worker runs which call, the workspace that it runs in, and what comes back as a `ToolOutcome`.
+One worker is `worker.py`, its process `process.py`. A call never raises because of a tool.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, cast
+
+from nightschool_server.errors import FailedPreconditionError
+from nightschool_server.tools.state import ToolState
+from nightschool_server.tools.worker import ToolWorker
+
+logger = logging.getLogger(__name__)
+
+ToolFailure = Literal["", "schema", "execution", "timeout", "unknown_tool", "refused"]
+"""Why a call gave an error; "refused": practice may not run it, which is not the model's fault."""
+
+DEFAULT_TIMEOUT_S = 30.0
+DEFAULT_MAX_OUTPUT_CHARS = 16_000
+
+
+@dataclass(frozen=True)
+class ToolOutcome:
+    """What a call gave back."""
+
+    content: str
+    """The observation."""
+    is_error: bool
+    failure: ToolFailure
+    state: ToolState
+    """After the call; the one before it where the call failed, but for files written until then."""
+    duration_s: float
+
+
+class ToolWorkers:
+    """A pool of tool workers for one application. Make it with `start`, end it with `close`."""
+
+    def __init__(self, app_ref: str, num_workers: int, max_output_chars: int) -> None:
+        self._app_ref = app_ref
+        self._max_output_chars = max_output_chars
+        self._workers = [_Seat(ToolWorker(app_ref)) for _ in range(num_workers)]
+        # Last in, first out: a few callers keep to the few workers that are warm.
+        self._idle: asyncio.LifoQueue[_Seat] = asyncio.LifoQueue()
+        self._closed = False
+
+    @classmethod
+    async def start(
+        cls, app_ref: str, num_workers: int = 2, *, max_output_chars: int = DEFAULT_MAX_OUTPUT_CHARS
+    ) -> ToolWorkers:
+        """Spawn the workers and import the application in each. Raises AppError where that fails."""
+        assert num_workers >= 1
+        workers = cls(app_ref, num_workers, max_output_chars)
+        # All are waited for, so that none is still starting when the others are stopped.
+        starts = (worker.process.start() for worker in workers._workers)
+        failed = [error for error in await asyncio.gather(*starts, return_exceptions=True) if error is not None]
+        if failed:
+            await workers.close()
+            raise failed[0]
+        for worker in workers._workers:
+            workers._idle.put_nowait(worker)
+        return workers
+
+    async def run(
+        self, name: str, arguments: Mapping[str, Any], state: ToolState, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> ToolOutcome:
+        """Call a tool on `state`, whose workspace it may change; fork the state first to keep it.
+
+        `timeout_s` counts from when a worker is free. Cancelling kills the tool and all that it started
+        before the worker is used again.
+        """
+        worker = await self._idle.get()
+        started = time.perf_counter()
+        try:
+            self._check_open()
+            reply, after = await self._run(worker, name, arguments, state, timeout_s)
+        finally:
+            self._idle.put_nowait(worker)
+        return _outcome(reply, after, time.perf_counter() - started)
+
+    async def close(self) -> None:
+        """End every worker, with whatever it runs, and wait until they are gone."""
+        self._closed = True
+        await asyncio.gather(*(worker.stop() for worker in self._workers))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise FailedPreconditionError("the tool workers are closed")
+
+    async def _run(
+        self, worker: _Seat, name: str, arguments: Mapping[str, Any], state: ToolState, timeout_s: float
+    ) -> tuple[dict[str, Any], ToolState]:
+        workspace = state.workspace or worker.workspace(state)
+        call = {
+            "name": name,
+            "arguments": dict(arguments),
+            "state": state.data,
+            "workspace": str(workspace),
+            "max_output_chars": self._max_output_chars,
+        }
+        try:
+            reply = await worker.process.call(call, timeout_s)
+        except BaseException:
+            if state.workspace is None:
+                shutil.rmtree(workspace, ignore_errors=True)
+            raise
+        return reply, worker.settle(workspace, state)
+
+
+@dataclass
+class _Seat:
+    """A worker and the empty folder that it keeps for calls of tasks without files.
+
+    Most calls write no file, and making a folder costs as much as the call: 1.4 ms on a busy disk.
+    """
+
+    process: ToolWorker
+    spare: Path | None = None
+
+    def workspace(self, state: ToolState) -> Path:
+        """An empty folder under `state.root`."""
+        spare, self.spare = self.spare, None
+        if spare is not None:
+            if spare.parent == state.root and spare.is_dir() and not spare.is_symlink():
+                return spare
+            shutil.rmtree(spare, ignore_errors=True)
+        return state.make_workspace()
+
+    def settle(self, workspace: Path, before: ToolState) -> ToolState:
+        """The state `before` a call with the workspace that the call left; an empty new one is kept here."""
+        if workspace.is_symlink() or not workspace.is_dir():  # Tools can do that; nothing must follow it.
+            workspace.unlink(missing_ok=True)
+            return replace(before, workspace=None)
+        if before.workspace is None and not os.listdir(workspace):
+            self.spare = workspace
+            return before
+        return replace(before, workspace=workspace)
+
+    async def stop(self) -> None:
+        """End the process and remove the folder."""
+        await self.process.stop()
+        if self.spare is not None:
+            shutil.rmtree(self.spare, ignore_errors=True)
+
+
+def _outcome(reply: dict[str, Any], state: ToolState, duration_s: float) -> ToolOutcome:
+    failure = cast(ToolFailure, reply["failure"])
+    if trace := reply.get("traceback"):
+        logger.debug("tool=failed traceback=%r", trace)
+    if "state" in reply:
+        state = replace(state, data=_unicode(reply["state"]))
+    return ToolOutcome(_unicode(reply["content"]), bool(failure), failure, state, duration_s)
+
+
+def _unicode(text: str) -> str:
+    """`text` without the lone surrogates that JSON may carry and neither protobuf nor SQLite takes."""
+    return text.encode("utf-8", "replace").decode()
