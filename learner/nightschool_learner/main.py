@@ -42,7 +42,7 @@ USER_MISTAKE = 2
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the learner until SIGTERM or SIGINT. Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="nightschool_learner", description="Learn from the home's logged requests.")
+    parser = argparse.ArgumentParser(prog="nightschool learn", description="Learn from the home's logged requests.")
     parser.add_argument("--home", type=Path, required=True, help="the server's home folder")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="settings", help="a setting, as of the server"

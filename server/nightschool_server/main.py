@@ -28,8 +28,8 @@ log = logging.getLogger(__name__)
 USER_MISTAKE = 2
 
 EXAMPLE = """example:
-  python -m nightschool_server serve --model examples/shop/model --app examples.shop.app:app
-  python -m nightschool_server token create alice --scope user"""
+  nightschool serve --model examples/shop/model --app examples.shop.app:app
+  nightschool token create alice --scope user"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -120,15 +120,21 @@ def _parser() -> argparse.ArgumentParser:
         help="folder for everything the server keeps (default: $NIGHTSCHOOL_HOME or ~/.nightschool)",
     )
     parser = argparse.ArgumentParser(
-        prog="nightschool_server",
+        prog="nightschool",
         description="Serve a model with LoRA adapters over gRPC.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_serve(
-        commands.add_parser("serve", parents=[home], help="serve until SIGTERM", description="Serve until SIGTERM.")
+    serve = commands.add_parser(
+        "serve",
+        parents=[home],
+        help="serve until SIGTERM",
+        description="Serve until SIGTERM.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    _add_serve(serve)
     tokens = commands.add_parser("token", help="make, list and revoke tokens", description="Tokens of a home folder.")
     actions = tokens.add_subparsers(dest="command", required=True, metavar="ACTION")
     create = actions.add_parser("create", parents=[home], help="make a token and print it; it is not shown again")
