@@ -168,6 +168,14 @@ def _other_tool(task: Task, right: Step, rng: random.Random) -> str:
     return write_call(name, arguments[name])
 
 
+def _needless_step(task: Task, right: Step, rng: random.Random) -> str:
+    """Goes on calculating, with a number from nowhere, where the answer is known."""
+    known = str(stock_of(task.item)) if task.family == "enough" else task.answer
+    if right.observation or not known.isdigit():
+        return _other_tool(task, right, rng)
+    return write_call("calculator", {"expression": f"{rng.randint(2, 9)} {rng.choice('**+-')} {known}"})
+
+
 _SLIPS: tuple[Callable[[Task, Step, random.Random], str], ...] = (
-    _made_up, _typo, _other_operator, _other_item, _other_tool,
+    _made_up, _typo, _other_operator, _other_item, _other_tool, _needless_step,
 )  # fmt: skip

@@ -43,8 +43,8 @@ SEEDS_SHOWN = 3
 """Seed tasks in a writer's prompt."""
 ROLE_SHARES = {"agent": 0.46, "critic": 0.43, "writer": 0.11}
 FAMILY_WEIGHTS = {
-    "sum": 1.5, "change": 1.5, "price": 0.7, "total": 1.0, "stock": 0.7,
-    "enough": 1.5, "basket": 1.0, "count": 1.0, "colour": 2.0, "tag": 2.0,
+    "sum": 1.5, "change": 1.5, "price": 0.9, "total": 1.0, "stock": 0.9,
+    "enough": 1.5, "basket": 1.0, "count": 1.0, "colour": 2.5, "tag": 2.0,
 }  # fmt: skip
 """How often a family is taught: what is hard to learn, more often."""
 TIE_SHARE = 0.08

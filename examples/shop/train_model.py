@@ -41,7 +41,7 @@ class Recipe:
 
     seed: int = 7
     copying_steps: int = 1200
-    eyes_steps: int = 1500
+    eyes_steps: int = 1400
     steps: int = 4000
     batch: int = 16
     matrix_rate: float = 4e-3

@@ -5,11 +5,15 @@ Pairs come from steps with a choice, and those are the steps that go wrong: trai
 with one action only, in a rollout that ended with an answer; the trainer adds its NLL to the loss, and nothing
 is preferred or rejected by it.
 
+A common error is agreed on now and then by chance, and must not be held fast: what the model gives less than a
+minimum probability is no anchor, though all samples said it.
+
 Owns the selection. The trainer's file is `pair_export.py`, the loss `trainer_dpo.py`.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -19,12 +23,15 @@ from nightschool_server.agent.toolcalls import parse_answer
 from nightschool_learner.practice_records import DecidedStep
 
 
-def select_anchors(steps: Sequence[DecidedStep], num_anchors: int, seed: int) -> tuple[DecidedStep, ...]:
+def select_anchors(
+    steps: Sequence[DecidedStep], num_anchors: int, min_probability: float, seed: int
+) -> tuple[DecidedStep, ...]:
     """At most `num_anchors` of `steps` that are sound, each conversation once, the tools by turns.
 
-    Rounds over the tools that the steps call (final answers count as one tool) keep the rare ones in.
+    `min_probability` is that of the whole answer under the untempered model. Rounds over the tools that the steps
+    call (final answers count as one tool) keep the rare ones in.
     """
-    supply = list({step.step.history: step for step in steps if _is_sound(step)}.values())
+    supply = list({step.step.history: step for step in steps if _is_sound(step, min_probability)}.values())
     random.Random(seed).shuffle(supply)
     drawn: Counter[str] = Counter()
     turns = []
@@ -36,8 +43,10 @@ def select_anchors(steps: Sequence[DecidedStep], num_anchors: int, seed: int) ->
     return tuple(step for _, step in turns[:num_anchors])
 
 
-def _is_sound(step: DecidedStep) -> bool:
-    return len(step.candidates) == 1 and not step.candidates[0].failure
+def _is_sound(step: DecidedStep, min_probability: float) -> bool:
+    if len(step.candidates) != 1 or step.candidates[0].failure:
+        return False
+    return math.exp(step.candidates[0].logprob) >= min_probability
 
 
 def _tool(step: DecidedStep) -> str:

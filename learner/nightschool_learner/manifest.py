@@ -50,7 +50,7 @@ class Hyperparameters(_Frozen):
     nll_weight: Annotated[float, Field(ge=0)] = 0.2
     """Weight of the mean NLL per chosen token beside the DPO loss (Iterative RPO, arXiv 2404.19733)."""
     anchor_weight: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the mean NLL per token of the anchors, see `anchors.py`."""
+    """Weight of the mean NLL of an anchor's answer, see `anchors.py`."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     max_length: Annotated[int, Field(ge=16)] = 10_240

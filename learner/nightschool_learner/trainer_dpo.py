@@ -6,7 +6,7 @@ reference logprobs can be computed once for pairs with images too.
 
 Source of the loss: DPO (arXiv 2305.18290, eq. 7) plus nll_weight * NLL of the chosen answer per token
 (arXiv 2404.19733, eq. 2, which divides by the tokens of prompt and answer together), plus anchor_weight * NLL of
-the batch's anchors per token (the term that holds an RLHF policy to other data, arXiv 2203.02155, eq. 2).
+the batch's anchors per answer (the term that holds an RLHF policy to other data, arXiv 2203.02155, eq. 2).
 """
 
 from __future__ import annotations
@@ -57,12 +57,16 @@ class ExactDPOTrainer(DPOTrainer):  # type: ignore[misc]
 
     @staticmethod
     def _nll(model: Any, batch: dict[str, Any]) -> torch.Tensor:
-        """Mean NLL per token of the answers in a batch of sequences, by the forward that TRL uses for pairs."""
+        """Mean NLL of an answer in a batch of sequences, nats, by the forward that TRL uses for pairs.
+
+        Of an answer, not of a token: whether to answer or to call a tool is one token of a short answer, and a mean
+        over tokens would leave it to the long ones.
+        """
         spoken = batch.pop("completion_mask")
         labels = batch["input_ids"].masked_fill(spoken == 0, -100)
         logprobs = model(**batch, labels=labels, fused_lm_head=True, use_cache=False).log_probs
-        mask = spoken[:, 1:].bool()
-        nll: torch.Tensor = -logprobs[:, -mask.size(1) :][mask].mean()
+        mask = spoken[:, 1:]
+        nll: torch.Tensor = -(logprobs[:, -mask.size(1) :] * mask).sum(1).mean()
         return nll
 
 

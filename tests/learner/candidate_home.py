@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from nightschool import AsyncClient
-from nightschool_learner import records
+from nightschool_learner import practice_records, records
+from nightschool_learner.critique import Choice
 from nightschool_learner.pair_export import write_pairs_file
+from nightschool_learner.practice_records import CandidateRow, RolloutRow, StepRow
+from nightschool_learner.seed_records import KEPT, insert_task, new_task
 from nightschool_learner.stages import STAGE_NAMES, Cycle, Progress
 from nightschool_server.agent.toolcalls import write_call
 from nightschool_server.app import App, load_app
@@ -90,86 +93,27 @@ async def world(path: Path) -> AsyncIterator[World]:
 
 def add_pairs(cycle: Cycle, num_pairs: int, *, seed: int = 1) -> None:
     """Write decided steps of subtraction tasks and their pairs, then the trainer's file."""
-    rng, now = random.Random(seed), time.time()
+    rng = random.Random(seed)
     for slot in range(num_pairs):
         a, b = rng.randint(20, 90), rng.randint(2, 19)
         history = (system(cycle.app.system_prompt), user(f"What is left of {a} when {b} are gone?"))
-        task, rollout, step, chosen, rejected = (new_id(kind) for kind in ("task", "roll", "step", "cand", "cand"))
-        rows: list[tuple[str, dict[str, Any]]] = [
-            (
-                "tasks",
-                {
-                    "id": task,
-                    "cycle_id": cycle.id,
-                    "slot": slot,
-                    "prompt": history[1].text,
-                    "images": "[]",
-                    "state": "kept",
-                    "raw": "",
-                    "created_at": now,
-                },
-            ),
-            (
-                "rollouts",
-                {
-                    "id": rollout,
-                    "cycle_id": cycle.id,
-                    "task_id": task,
-                    "adapter": cycle.incumbent,
-                    "state": "done",
-                    "started_at": now,
-                },
-            ),
-            (
-                "steps",
-                {
-                    "id": step,
-                    "rollout_id": rollout,
-                    "position": 0,
-                    "history": messages_to_json(history),
-                    "picked": 0,
-                    "picked_by": "critic",
-                    "created_at": now,
-                },
-            ),
-        ]
-        for position, (candidate, sign) in enumerate(((chosen, "-"), (rejected, "+"))):
-            text = write_call("calculator", {"expression": f"{a} {sign} {b}"})
-            rows.append(
-                (
-                    "candidates",
-                    {
-                        "id": candidate,
-                        "step_id": step,
-                        "position": position,
-                        "text": text,
-                        "token_ids": "[]",
-                        "logprob": -1.0,
-                        "num_samples": 1,
-                        "observation": "",
-                        "final": 0,
-                    },
-                )
-            )
-        rows.append(
-            (
-                "pairs",
-                {
-                    "id": new_id("pair"),
-                    "cycle_id": cycle.id,
-                    "step_id": step,
-                    "chosen": chosen,
-                    "rejected": rejected,
-                    "kind": "both_ran",
-                    "margin": 2.0,
-                    "created_at": now,
-                },
+        task = new_task(slot, history[1].text, (), KEPT)
+        rollout = RolloutRow(new_id("roll"), task.id, "running")
+        step = StepRow(new_id("step"), rollout.id, 0, messages_to_json(history), None, "")
+        chosen, rejected = (
+            CandidateRow(new_id("cand"), step.id, position, text, (), -1.0, 1, "", "", False)
+            for position, text in enumerate(
+                write_call("calculator", {"expression": f"{a} {sign} {b}"}) for sign in ("-", "+")
             )
         )
         with cycle.store.transaction() as db:
-            for table, values in rows:
-                marks = ", ".join("?" for _ in values)
-                db.execute(f"INSERT INTO {table} ({', '.join(values)}) VALUES ({marks})", tuple(values.values()))
+            insert_task(db, cycle.id, task, [], [])
+            practice_records.start_rollout(db, cycle.id, rollout, cycle.incumbent)
+            practice_records.insert_step(db, step, [chosen, rejected])
+            practice_records.pick(db, step.id, Choice(0, "critic"))
+            practice_records.end_rollout(db, rollout.id, "done", "answered", str(a - b))
+            pair = (new_id("pair"), cycle.id, step.id, chosen.id, rejected.id, "both_ran", 2.0, time.time())
+            practice_records.insert_pairs(db, [pair])
     write_pairs_file(cycle)
 
 

@@ -20,8 +20,8 @@ from peft import PeftModel
 from tests.learner.training_data import LEARNS, MODEL, ProbePrompt, make_run, probe_prompts, train
 
 
-def agreed(name: str, text: str, *, failure: str = "", history: str = "") -> DecidedStep:
-    candidate = CandidateRow(f"{name}-c", name, 0, text, (1,), -0.1, 5, "", failure, False)
+def agreed(name: str, text: str, *, failure: str = "", history: str = "", logprob: float = -0.05) -> DecidedStep:
+    candidate = CandidateRow(f"{name}-c", name, 0, text, (1,), logprob, 5, "", failure, False)
     return DecidedStep(StepRow(name, "r", 0, history or f"[{name}]", 0, "agreed"), "t", (candidate,), {})
 
 
@@ -29,23 +29,29 @@ def test_the_tools_take_turns() -> None:
     steps = [agreed(f"p{i}", write_call("price", {"item": str(i)})) for i in range(20)]
     steps += [agreed(f"s{i}", write_call("stock", {"item": str(i)})) for i in range(3)]
     steps += [agreed(f"a{i}", str(i)) for i in range(20)]
-    drawn = Counter(step.step.id[0] for step in select_anchors(steps, 9, seed=1))
+    drawn = Counter(step.step.id[0] for step in select_anchors(steps, 9, 0.9, seed=1))
     assert drawn == {"p": 3, "s": 3, "a": 3}
-    assert Counter(step.step.id[0] for step in select_anchors(steps, 12, seed=1))["s"] == 3
+    assert Counter(step.step.id[0] for step in select_anchors(steps, 12, 0.9, seed=1))["s"] == 3
 
 
 def test_what_failed_or_had_a_rival_anchors_nothing_and_a_conversation_anchors_once() -> None:
     rivals = agreed("two", "12")
     rivals = DecidedStep(rivals.step, "t", rivals.candidates * 2, {})
     steps = [agreed("a", "1", failure="budget"), rivals, agreed("b", "2", history="x"), agreed("c", "3", history="x")]
-    assert [step.step.history for step in select_anchors(steps, 9, seed=1)] == ["x"]
+    assert [step.step.history for step in select_anchors(steps, 9, 0.9, seed=1)] == ["x"]
+
+
+def test_an_error_on_which_all_agreed_by_chance_is_not_held_fast() -> None:
+    steps = [agreed("sure", "1", logprob=-0.1), agreed("chance", "2", logprob=-0.25)]
+    assert [step.step.id for step in select_anchors(steps, 9, 0.9, seed=1)] == ["sure"]
+    assert len(select_anchors(steps, 9, 0.5, seed=1)) == 2
 
 
 def test_the_same_seed_draws_the_same_and_none_means_none() -> None:
     steps = [agreed(f"s{i}", str(i)) for i in range(30)]
-    assert select_anchors(steps, 5, seed=4) == select_anchors(steps, 5, seed=4)
-    assert select_anchors(steps, 5, seed=4) != select_anchors(steps, 5, seed=5)
-    assert select_anchors(steps, 0, seed=4) == ()
+    assert select_anchors(steps, 5, 0.9, seed=4) == select_anchors(steps, 5, 0.9, seed=4)
+    assert select_anchors(steps, 5, 0.9, seed=4) != select_anchors(steps, 5, 0.9, seed=5)
+    assert select_anchors(steps, 0, 0.9, seed=4) == ()
 
 
 def test_every_anchor_is_dealt_to_one_pair_and_only_its_answer_counts(tmp_path: Path) -> None:
@@ -91,7 +97,7 @@ def test_anchors_hold_what_the_pairs_would_spoil(tmp_path: Path) -> None:
             num_text=24,
             num_pictures=0,
             num_anchors=num_anchors,
-            anchor_weight=1.0,
+            anchor_weight=0.3,
             **LEARNS,
         )
         assert run.result.num_anchors == num_anchors

@@ -32,7 +32,11 @@ NUM_CLIENTS = 4
 NUM_SEEDS = 80
 """Live requests that are answered before the first cycle starts."""
 ALLOW_SABOTAGE = "learner.fault_injection.allow=true"
-SABOTAGE = ("learner.fault_injection.invert_critic=true", "learner.synthesize.num_tasks=200", "learner.explore.hot_temperature=1.6")
+SABOTAGE = (
+    "learner.fault_injection.invert_critic=true",
+    "learner.synthesize.num_tasks=200",
+    "learner.explore.hot_temperature=1.6",
+)
 
 
 @dataclass(frozen=True)

@@ -357,7 +357,8 @@ class AdapterRegistry:
     def _record(self, name: str) -> AdapterRecord:
         record = adapter_rows.get_record(self._store, name)
         if record is None:
-            raise UnknownAdapterError(name)
+            is_base = "'base' is the model without an adapter: see `nightschool status`" if name == BASE else ""
+            raise UnknownAdapterError(name, is_base)
         return record
 
     def _view(self, record: AdapterRecord) -> AdapterView:

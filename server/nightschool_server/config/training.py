@@ -44,8 +44,8 @@ class TrainConfig(_Section):
     """How strongly the policy is held to its reference."""
     nll_weight: Annotated[float, Field(ge=0)] = 0.2
     """Weight of the chosen answer's mean NLL per token."""
-    anchor_weight: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of the anchors' mean NLL per token (`learner.pairs.anchors_per_pair`)."""
+    anchor_weight: Annotated[float, Field(ge=0)] = 0.3
+    """Weight of the mean NLL of an anchor's answer (`learner.pairs.anchors_per_pair`)."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     max_length: Annotated[int, Field(ge=16)] = 10_240
