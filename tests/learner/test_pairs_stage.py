@@ -78,7 +78,7 @@ async def test_the_stage_may_run_again(store: Store) -> None:
 
 
 async def test_steps_without_a_choice_become_anchors_where_the_rollout_found_an_answer(store: Store) -> None:
-    cycle = cycle_on(store, "pairs.min_pairs=1", "pairs.anchors_per_pair=9")
+    cycle = cycle_on(store, "pairs.min_pairs=1", "pairs.anchors_per_pair=9", "pairs.min_anchor_probability=0")
     with store.transaction() as db:
         for slot, prompt in enumerate(("What is this mug?", "Is the sea blue?", "Go on for ever.")):
             insert_task(db, cycle.id, new_task(slot, prompt, (), KEPT), [], [])
