@@ -58,7 +58,10 @@ ToolLike: TypeAlias = Tool | Callable[..., Any]
 
 
 def tools_of(tools: Sequence[ToolLike]) -> tuple[Tool, ...]:
-    """Each function as a tool."""
+    """Each function as a tool. Raises ToolError for what is neither a function nor a tool."""
+    for index, tool in enumerate(tools):
+        if not isinstance(tool, Tool) and not callable(tool):
+            raise ToolError(f"tools[{index}] is {tool!r}, but must be a function with type hints or a nightschool.Tool")
     return tuple(tool if isinstance(tool, Tool) else Tool.of(tool) for tool in tools)
 
 

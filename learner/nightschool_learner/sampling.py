@@ -82,10 +82,10 @@ def derive_seed(cycle_seed: int, *what: str | int) -> int:
 
 @contextlib.asynccontextmanager
 async def connect(home: Home) -> AsyncIterator[AsyncClient]:
-    """A client of the server that `home` names now, with the home's admin token. Raises ServerGoneError."""
+    """A client of the server that `home` names now, with the learner's token. Raises ServerGoneError."""
     try:
         address = str(json.loads(home.server_file.read_text(encoding="utf-8"))["address"])
-        token = home.cli_token.read_text(encoding="utf-8").strip()
+        token = home.learner_token.read_text(encoding="utf-8").strip()
     except (OSError, ValueError, KeyError) as error:
         raise ServerGoneError(f"no server runs on {home.path}: {error}") from error
     client = AsyncClient(address, token=token, home=home.path)

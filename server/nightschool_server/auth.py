@@ -1,7 +1,7 @@
 """Who may call: bearer tokens with a name and a scope, kept as sha256.
 
 A token has 256 random bits, so a plain hash is enough: there is nothing to guess. It is shown once, when it is made.
-Owns the table `tokens` and the file `cli.token`; what a scope allows is the interceptor's.
+Owns the table `tokens` and the files `cli.token` and `learner.token`; what a scope allows is the interceptor's.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import secrets
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 from nightschool_server.errors import AlreadyExistsError, AuthenticationError, InvalidRequestError, NotFoundError
@@ -23,8 +24,8 @@ from nightschool_server.store.store import Row, Store
 Scope = Literal["user", "admin"]
 
 TOKEN_PREFIX = "ns_"
-CLI_NAME = "cli"
-"""The caller's name behind `cli.token`."""
+CLI_NAME, LEARNER_NAME = "cli", "learner"
+"""The callers' names behind `cli.token` and `learner.token`."""
 
 CACHE_S = 5.0
 """How long another process's revocation may go unnoticed; one made here counts at once."""
@@ -116,14 +117,18 @@ class Tokens:
             raise AuthenticationError("the token is not known or was revoked: ask the operator for a new one")
         return found
 
-    def ensure_cli_token(self, home: Home) -> None:
-        """Write an admin token for this machine's command line, unless the one that is there still works."""
+    def ensure_home_tokens(self, home: Home) -> None:
+        """Write admin tokens for this machine's command line and learner, unless those that are there still work."""
+        self._ensure(CLI_NAME, home.cli_token)
+        self._ensure(LEARNER_NAME, home.learner_token)
+
+    def _ensure(self, name: str, path: Path) -> None:
         try:
-            token = home.cli_token.read_text(encoding="ascii").strip()
+            token = path.read_text(encoding="ascii").strip()
         except (FileNotFoundError, UnicodeDecodeError):
             token = ""
-        if token and self._is_cli(token):
-            home.cli_token.chmod(0o600)
+        if token and self._is_admin(name, token):
+            path.chmod(0o600)
             return
         token = _new_token()
         with self._store.transaction() as db:
@@ -131,13 +136,13 @@ class Tokens:
                 "INSERT INTO tokens (name, scope, sha256, created_at) VALUES (?, 'admin', ?, ?) ON CONFLICT (name) "
                 "DO UPDATE SET scope = 'admin', sha256 = excluded.sha256, created_at = excluded.created_at, "
                 "revoked_at = NULL",
-                (CLI_NAME, _digest(token), time.time()),
+                (name, _digest(token), time.time()),
             )
         self._forget_cache()
-        write_file(home.cli_token, token.encode() + b"\n")
+        write_file(path, token.encode() + b"\n")
 
-    def _is_cli(self, token: str) -> bool:
-        row: Row | None = self._store.one("SELECT sha256, scope, revoked_at FROM tokens WHERE name = ?", (CLI_NAME,))
+    def _is_admin(self, name: str, token: str) -> bool:
+        row: Row | None = self._store.one("SELECT sha256, scope, revoked_at FROM tokens WHERE name = ?", (name,))
         if row is None or row["revoked_at"] is not None or row["scope"] != "admin":
             return False
         return hmac.compare_digest(row["sha256"], _digest(token))

@@ -6,6 +6,7 @@ blobs/ab/abcd...   images and files by sha256
 adapters/NAME/     immutable adapter folders
 cycles/ID/         the learner's working files: resolved config, training data, checkpoints, plots
 cli.token          an admin token in plain text, mode 0600, for the command line on this machine
+learner.token      the same for the learner, so that the audit trail tells it from people
 server.json        {"address", "pid", "version"} while a server runs
 """
 
@@ -44,6 +45,10 @@ class Home:
     @property
     def cli_token(self) -> Path:
         return self.path / "cli.token"
+
+    @property
+    def learner_token(self) -> Path:
+        return self.path / "learner.token"
 
     @property
     def server_file(self) -> Path:

@@ -82,7 +82,7 @@ async def serving(
         store = Store.open(home)
         stack.callback(store.close)
         tokens = Tokens(store)
-        tokens.ensure_cli_token(home)
+        tokens.ensure_home_tokens(home)
         counters = Counters()
         port = GrpcPort(config.server, [CallInterceptor(tokens, limits_of(config), counters)])
         stack.push_async_callback(port.close)

@@ -60,7 +60,8 @@ QUERIES = [
 
 def test_the_tree_of_commands_is_this() -> None:
     assert {" ".join(path) for path in TREE} == {
-        "serve", "learn", "token", "status", "generate", "run", "feedback", "models", "tasks", "forget",
+        "serve", "learn", "token", "status", "generate", "run", "feedback", "models", "forget",
+        "tasks", "tasks list",
         "pairs", "pairs list", "pairs export",
         "learner", "learner pause", "learner resume",
         "adapters", "adapters list", "adapters show", "adapters promote", "adapters rollback", "adapters import",
@@ -151,9 +152,8 @@ def test_pairs_are_exported(cli: Run, tmp_path: Path) -> None:
 
 
 def test_the_registry_is_operated(cli: Run, server: FakeServer) -> None:
-    assert (
-        cli("adapters", "promote", "4-00ff00ff", "--reason", "why", "--force").stdout == "base -> 4-00ff00ff (0.25 s)\n"
-    )
+    promoted = cli("adapters", "promote", "4-00ff00ff", "--reason", "why", "--force").stdout
+    assert promoted == "4-00ff00ff answers, after 0.25 s; a rollback goes to base\n"
     assert server.calls[-1].request.force
     assert cli("adapters", "rollback", "--to", "base").exit_code == 0
     assert server.calls[-1].request.to == "base"

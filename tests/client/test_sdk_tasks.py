@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import grpc
@@ -205,7 +205,8 @@ def test_a_function_that_is_no_tool_is_refused_with_the_reason(client: Client) -
     def splat(*x: int) -> None:
         """Does nothing."""
 
-    refused: list[tuple[Callable[..., Any], str]] = [
+    refused: list[tuple[Any, str]] = [
+        ({"name": "f"}, r"tools\[0\] is \{'name': 'f'\}, but must be a function"),
         (undocumented, "has no docstring"),
         (unhinted, "'x' of tool 'unhinted' has no type hint"),
         (exotic, "'x' of tool 'exotic'.*no JSON Schema"),

@@ -92,7 +92,7 @@ class House:
 def house(tmp_path: Path) -> House:
     store = open_home(tmp_path)
     store.home.server_file.write_text(json.dumps({"address": "127.0.0.1:1", "pid": 1, "version": "0"}))
-    store.home.cli_token.write_text("token")
+    store.home.learner_token.write_text("token")
     made = House(store)
     made.set_work("promote", promote)
     return made

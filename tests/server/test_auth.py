@@ -80,24 +80,26 @@ def test_names_and_scopes_are_checked(store: Store) -> None:
 
 def test_the_command_line_gets_an_admin_token_that_only_this_user_reads(store: Store) -> None:
     tokens, home = Tokens(store), store.home
-    tokens.ensure_cli_token(home)
+    tokens.ensure_home_tokens(home)
+    assert tokens.authenticate(home.learner_token.read_text().strip()) == Caller("learner", "admin")
+    assert stat.S_IMODE(home.learner_token.stat().st_mode) == 0o600
     token = home.cli_token.read_text().strip()
     assert tokens.authenticate(token) == Caller("cli", "admin")
     assert stat.S_IMODE(home.cli_token.stat().st_mode) == 0o600
-    tokens.ensure_cli_token(home)
+    tokens.ensure_home_tokens(home)
     assert home.cli_token.read_text().strip() == token
 
 
 @pytest.mark.parametrize("damage", [None, "", "ns_other", "\x00\xff"])
 def test_a_lost_command_line_token_is_made_anew_and_the_old_one_refused(store: Store, damage: str | None) -> None:
     tokens, home = Tokens(store), store.home
-    tokens.ensure_cli_token(home)
+    tokens.ensure_home_tokens(home)
     old = home.cli_token.read_text().strip()
     if damage is None:
         home.cli_token.unlink()
     else:
         home.cli_token.write_bytes(damage.encode("latin-1"))
-    tokens.ensure_cli_token(home)
+    tokens.ensure_home_tokens(home)
     assert tokens.authenticate(home.cli_token.read_text().strip()).scope == "admin"
     with pytest.raises(AuthenticationError):
         tokens.authenticate(old)

@@ -101,7 +101,8 @@ def _write_change(change: RouteChange, *, as_json: bool) -> None:
     if as_json:
         write_json(change)
     else:
-        click.echo(f"{change.previous_adapter} -> {change.active_adapter} ({change.duration_s:.2f} s)")
+        active, previous = change.active_adapter, change.previous_adapter
+        click.echo(f"{active} answers, after {change.duration_s:.2f} s; a rollback goes to {previous}")
 
 
 def _write_adapter(found: Adapter, *, as_json: bool) -> None:

@@ -14,12 +14,26 @@ cycle_option = click.option("--cycle", "cycle_id", default="", metavar="ID", hel
 PREVIEW = 60
 
 
-@click.command(epilog="Example: nightschool tasks --cycle cyc_01h455vb4pex --json")
+@click.group(invoke_without_command=True, epilog="Example: nightschool tasks --cycle cyc_01h455vb4pex --json")
+@cycle_option
+@json_option
+@click.pass_context
+def tasks(context: click.Context, *, cycle_id: str, as_json: bool) -> None:
+    """List the tasks that the learner wrote."""
+    if context.invoked_subcommand is None:
+        _list_tasks(context.obj, cycle_id, as_json=as_json)
+
+
+@tasks.command("list", epilog="Example: nightschool tasks list --cycle cyc_01h455vb4pex")
 @cycle_option
 @json_option
 @click.pass_obj
-def tasks(target: Target, *, cycle_id: str, as_json: bool) -> None:
+def list_tasks(target: Target, *, cycle_id: str, as_json: bool) -> None:
     """List the tasks that the learner wrote."""
+    _list_tasks(target, cycle_id, as_json=as_json)
+
+
+def _list_tasks(target: Target, cycle_id: str, *, as_json: bool) -> None:
     with target.client() as client:
         found = list(client.admin.tasks(cycle_id=cycle_id))
     if as_json:
