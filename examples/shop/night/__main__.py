@@ -1,10 +1,9 @@
 """The main job: one night at the shop, from the first request to a proven adapter.
 
-Starts a real server, keeps streaming clients busy from the first moment to the last, lets the learner
-practise on what they asked, waits for the gate, rolls back and forward, practises once more from the promoted
-adapter, then lets a critic that prefers the worse train an adapter and sees the gate reject it. Writes
-`report.json` into the home folder; exit code 0 only if every promise held, 1 otherwise, 2 for a home folder that
-is not empty.
+Starts a real server, keeps streaming clients busy from the first moment to the last, lets the learner practise on
+what they asked, waits for the gate, rolls back, lets a critic that prefers the worse train an adapter and sees the
+gate reject it, rolls forward, and practises once more from the promoted adapter. Writes `report.json` into the home
+folder; exit code 0 only if every promise held, 1 otherwise, 2 for a home folder that is not empty.
 
 DEMO_HOME=DIR puts the home folder there; the default is a fresh one below `.demo/`.
 """
@@ -31,12 +30,11 @@ SETTINGS = ROOT / "examples" / "shop" / "config.toml"
 NUM_CLIENTS = 4
 NUM_SEEDS = 80
 """Live requests that are answered before the first cycle starts."""
+BASE = "base"
 ALLOW_SABOTAGE = "learner.fault_injection.allow=true"
-SABOTAGE = (
-    "learner.fault_injection.invert_critic=true",
-    "learner.synthesize.num_tasks=200",
-    "learner.explore.hot_temperature=1.6",
-)
+SABOTAGE = ("learner.fault_injection.invert_critic=true", "learner.synthesize.num_tasks=200")
+ONCE_MORE = ("learner.train.learning_rate=5e-4", "learner.pairs.min_pairs=12")
+"""After a first night little is left to learn, and what was learned wants a lower rate."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +43,11 @@ class Night:
 
     first: Cycle
     rollback_s: float
-    promote_s: float
-    second: Cycle
     sabotaged: Cycle
     was_held: bool
-    """Whether the sabotaged cycle left the adapter that was active before it."""
+    """Whether the sabotaged cycle left the base, which was active before it."""
+    promote_s: float
+    second: Cycle
 
 
 async def night(home: Path, display: Display) -> Report | None:
@@ -88,17 +86,16 @@ async def night(home: Path, display: Display) -> Report | None:
 
 
 async def live_through(client: AsyncClient, display: Display) -> Night | None:
-    """Practise, swap both ways, practise again, and be sabotaged. None where the first cycle promoted nothing."""
+    """Practise, roll back, be sabotaged, roll forward, practise again. None where the first cycle promoted nothing."""
     first = await practise(client, display, "learn from what the shop was asked")
     if first.state != "promoted":
         return None
-    rollback_s = await swap(client, "base", display)
-    promote_s = await swap(client, first.candidate, display)
-    second = await practise(client, display, "once more, from the promoted adapter")
-    active = (await client.admin.status()).active_adapter
+    rollback_s = await swap(client, BASE, display)
     sabotaged = await practise(client, display, "sabotage: the critic prefers the worse", SABOTAGE)
-    was_held = (await client.admin.status()).active_adapter == active
-    return Night(first, rollback_s, promote_s, second, sabotaged, was_held)
+    was_held = (await client.admin.status()).active_adapter == BASE
+    promote_s = await swap(client, first.candidate, display)
+    second = await practise(client, display, "once more, from the promoted adapter", ONCE_MORE)
+    return Night(first, rollback_s, sabotaged, was_held, promote_s, second)
 
 
 async def practise(client: AsyncClient, display: Display, reason: str, overrides: tuple[str, ...] = ()) -> Cycle:
