@@ -131,6 +131,8 @@ class EngineStats:
     num_cached_tokens: int
     adapters: tuple[str, ...]
     """Loaded now, BASE not among them."""
+    merged: str = BASE
+    """The adapter that is merged into the weights."""
 
 
 class Engine(Protocol):

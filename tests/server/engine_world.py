@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from nightschool_server.chat import user
-from nightschool_server.engine import BASE, LIVE_PRIORITY, Delta, GenerateRequest, Prompt, Sampling
+from nightschool_server.engine import BASE, LIVE_PRIORITY, Delta, Engine, GenerateRequest, Prompt, Sampling
 from nightschool_server.engines.transformers_engine import TransformersEngine, TransformersEngineConfig
 
 from tests.server.engine_reference import Reference
 from tests.server.tiny_models import picture
+
+KIND = os.environ.get("NIGHTSCHOOL_TEST_ENGINE", "transformers")
+"""Which engine the suite runs on: `make test-vllm` sets it to vllm, in an environment of its own."""
+
+VLLM_BLOCK = 32
+"""Tokens that vLLM's prefix cache takes or leaves together."""
 
 
 @dataclass
@@ -31,16 +38,31 @@ class World:
         self.reference = Reference(self.folder, self.adapters)
 
     @asynccontextmanager
-    async def engine(self, **changes: Any) -> AsyncIterator[TransformersEngine]:
+    async def engine(self, **changes: Any) -> AsyncIterator[Engine]:
         """An engine with both adapters loaded."""
-        config = TransformersEngineConfig(model=str(self.folder), **{"num_threads": 1, **changes})
-        engine = await TransformersEngine.start(config)
+        engine = await start(str(self.folder), **changes)
         try:
             for name, folder in self.adapters.items():
                 await engine.load_adapter(name, folder)
             yield engine
         finally:
             await engine.close()
+
+
+async def start(model: str, **changes: Any) -> Engine:
+    """An engine of the kind under test. Settings that vLLM has no name for are left out there."""
+    if KIND == "transformers":
+        return await TransformersEngine.start(TransformersEngineConfig(model=model, **{"num_threads": 1, **changes}))
+    from nightschool_server.engines.on_vllm.core import VLLMEngineConfig
+    from nightschool_server.engines.vllm_engine import VLLMEngine
+
+    known = {f.name for f in fields(VLLMEngineConfig)}
+    return await VLLMEngine.start(VLLMEngineConfig(model=model, **{k: v for k, v in changes.items() if k in known}))
+
+
+def num_cached(num_known_tokens: int) -> int:
+    """How many tokens come from the prefix cache when that many of a prompt were computed before."""
+    return num_known_tokens - 1 if KIND == "transformers" else (num_known_tokens - 1) // VLLM_BLOCK * VLLM_BLOCK
 
 
 @dataclass
@@ -76,7 +98,7 @@ def request(
     )
 
 
-async def answers(engine: TransformersEngine, asked: GenerateRequest) -> list[Answer]:
+async def answers(engine: Engine, asked: GenerateRequest) -> list[Answer]:
     """The n answers of a request, run to their ends."""
     found = [Answer() for _ in range(asked.sampling.n)]
     async for delta in engine.generate(asked):
@@ -84,7 +106,7 @@ async def answers(engine: TransformersEngine, asked: GenerateRequest) -> list[An
     return found
 
 
-async def answer(engine: TransformersEngine, asked: GenerateRequest) -> Answer:
+async def answer(engine: Engine, asked: GenerateRequest) -> Answer:
     """The answer of a request with n = 1."""
     return (await answers(engine, asked))[0]
 

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 import torch
-from nightschool_server.engine import BASE
-from nightschool_server.engines.transformers_engine import TransformersEngine
+from nightschool_server.engine import BASE, Engine
 from nightschool_server.errors import (
     AdapterFormatError,
     AlreadyExistsError,
@@ -42,7 +41,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared_engine(world: World) -> AsyncIterator[TransformersEngine]:
+async def shared_engine(world: World) -> AsyncIterator[Engine]:
     async with world.engine() as running:
         yield running
 
@@ -173,7 +172,7 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
 
 @pytest.mark.parametrize("how", list(BROKEN))
 async def test_a_broken_folder_is_refused_with_file_value_and_remedy(
-    world: World, shared_engine: TransformersEngine, tmp_path: Path, how: str
+    world: World, shared_engine: Engine, tmp_path: Path, how: str
 ) -> None:
     damage, message = BROKEN[how]
     folder = shutil.copytree(world.adapters["plain"], tmp_path / "broken")

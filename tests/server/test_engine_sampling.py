@@ -9,9 +9,8 @@ from dataclasses import replace
 import pytest
 import pytest_asyncio
 import torch
-from nightschool_server.engine import BASE
+from nightschool_server.engine import BASE, Engine
 from nightschool_server.engines.sampling import RowSampling, sample, uniform
-from nightschool_server.engines.transformers_engine import TransformersEngine
 from scipy import stats
 
 from tests.server.engine_world import World, answer, answers, pictures, prompt_with, request
@@ -82,12 +81,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def engine(world: World) -> AsyncIterator[TransformersEngine]:
+async def engine(world: World) -> AsyncIterator[Engine]:
     async with world.engine() as running:
         yield running
 
 
-async def test_seeded_samples_are_the_same_alone_and_in_a_batch(engine: TransformersEngine) -> None:
+async def test_seeded_samples_are_the_same_alone_and_in_a_batch(engine: Engine) -> None:
     prompts = [prompt_with("How many apples?"), prompt_with("Which is red?", *pictures(1)), prompt_with("fox " * 20)]
     requests = [
         request(prompt, adapter, temperature=0.9, seed=seed, top_p=top_p, max_tokens=30)
@@ -101,7 +100,7 @@ async def test_seeded_samples_are_the_same_alone_and_in_a_batch(engine: Transfor
     assert len({tuple(ids) for ids in alone}) == len(requests)
 
 
-async def test_sample_i_of_n_is_the_sample_of_seed_plus_i(engine: TransformersEngine) -> None:
+async def test_sample_i_of_n_is_the_sample_of_seed_plus_i(engine: Engine) -> None:
     asked = request("Name three apples.", "first", temperature=1.0, seed=40, n=4)
     found = await answers(engine, asked)
     singles = [
@@ -110,12 +109,12 @@ async def test_sample_i_of_n_is_the_sample_of_seed_plus_i(engine: TransformersEn
     assert [got.token_ids for got in found] == [got.token_ids for got in singles]
 
 
-async def test_without_a_seed_every_request_draws_anew(engine: TransformersEngine) -> None:
+async def test_without_a_seed_every_request_draws_anew(engine: Engine) -> None:
     found = [await answer(engine, request("Hello", temperature=1.0)) for _ in range(3)]
     assert len({tuple(got.token_ids) for got in found}) == 3
 
 
-async def test_logprobs_are_of_the_untempered_distribution(world: World, engine: TransformersEngine) -> None:
+async def test_logprobs_are_of_the_untempered_distribution(world: World, engine: Engine) -> None:
     hot = await answer(engine, request("Hello", temperature=3.0, seed=1, logprobs=True, top_logprobs=2))
     expected = world.reference.logprobs(request("Hello").prompt, hot.token_ids)
     assert hot.logprobs == pytest.approx([float(expected[i, t]) for i, t in enumerate(hot.token_ids)], abs=1e-4)

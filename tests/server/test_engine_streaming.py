@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from nightschool_server.engine import Delta
+from nightschool_server.engine import Delta, Engine
 from nightschool_server.engines.text_stream import TextStream
-from nightschool_server.engines.transformers_engine import TransformersEngine
 
 from tests.server.engine_world import Answer, World, answer, request
 from tests.server.tiny_models import make_qwen2, make_tokenizer
@@ -27,7 +26,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def engine(world: World) -> AsyncIterator[TransformersEngine]:
+async def engine(world: World) -> AsyncIterator[Engine]:
     async with world.engine() as running:
         yield running
 
@@ -83,7 +82,7 @@ def test_text_that_only_begins_like_a_stop_string_comes_out(tokenizer: Any) -> N
     assert ("".join(pieces), stopped) == ("a fox jumps under", False)
 
 
-async def test_every_token_has_its_delta_and_the_last_one_says_why(world: World, engine: TransformersEngine) -> None:
+async def test_every_token_has_its_delta_and_the_last_one_says_why(world: World, engine: Engine) -> None:
     deltas = [d async for d in engine.generate(request("Hello fox", max_tokens=20, ignore_eos=True))]
     assert sum(len(d.token_ids) for d in deltas) == 20
     assert len(deltas) > 5, "tokens come as they are sampled"
@@ -92,7 +91,7 @@ async def test_every_token_has_its_delta_and_the_last_one_says_why(world: World,
     assert len({(d.num_prompt_tokens, d.num_cached_tokens) for d in deltas}) == 1
 
 
-async def test_a_stop_string_ends_the_answer_before_it(world: World, engine: TransformersEngine) -> None:
+async def test_a_stop_string_ends_the_answer_before_it(world: World, engine: Engine) -> None:
     whole = await answer(engine, request("Hello fox", max_tokens=40, ignore_eos=True))
     clean = [i for i in range(3, len(whole.text) - 4) if "\ufffd" not in whole.text[i : i + 3]]
     stop = whole.text[clean[0] : clean[0] + 3]
@@ -102,7 +101,7 @@ async def test_a_stop_string_ends_the_answer_before_it(world: World, engine: Tra
     assert cut.token_ids == whole.token_ids[: len(cut.token_ids)]
 
 
-async def test_the_end_token_ends_the_answer_and_has_no_text(world: World, engine: TransformersEngine) -> None:
+async def test_the_end_token_ends_the_answer_and_has_no_text(world: World, engine: Engine) -> None:
     end = world.reference.tokenizer.eos_token_id
     for seed in range(200):
         got = await answer(engine, request("Hello", temperature=2.0, seed=seed, max_tokens=60))
@@ -113,7 +112,7 @@ async def test_the_end_token_ends_the_answer_and_has_no_text(world: World, engin
     assert "<|im_end|>" not in got.text
 
 
-async def test_a_slow_reader_gets_joined_deltas_with_nothing_lost(world: World, engine: TransformersEngine) -> None:
+async def test_a_slow_reader_gets_joined_deltas_with_nothing_lost(world: World, engine: Engine) -> None:
     asked = request("Hello fox", max_tokens=60, ignore_eos=True, logprobs=True)
     prompt = await answer(engine, asked)
     got, num_deltas = Answer(), 0

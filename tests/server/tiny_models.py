@@ -110,7 +110,7 @@ def make_qwen2_vl(folder: Path) -> Path:
     """A vision model with three-dimensional rotary positions; its processor cannot be built without torchvision."""
     tokenizer = make_tokenizer("<|vision_start|><|image_pad|><|vision_end|>")
     ids = tokenizer.convert_tokens_to_ids
-    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]}
     config = Qwen2VLConfig(
         text_config={**_text(tokenizer), "rope_parameters": rope},
         vision_config={
@@ -166,8 +166,8 @@ def _text(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
         "hidden_size": 64,
         "intermediate_size": 96,
         "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
         "max_position_embeddings": CONTEXT,
         "tie_word_embeddings": False,
         "initializer_range": 0.25,

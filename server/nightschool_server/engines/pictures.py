@@ -92,7 +92,7 @@ class Pictures:
             if known is not None:
                 self._pictures.move_to_end(sha256)
                 return known
-        inputs, block = self._preprocess(sha256, _decode(sha256, data))
+        inputs, block = self._preprocess(sha256, decode(sha256, data))
         picture = Picture(sha256, inputs, block, block.count(self.image_mark))
         with self._lock:
             if sha256 not in self._pictures:
@@ -114,7 +114,8 @@ class Pictures:
             ) from error
 
 
-def _decode(sha256: str, data: bytes) -> Any:
+def decode(sha256: str, data: bytes) -> Any:
+    """The RGB image of encoded bytes. Raises InvalidRequestError where they are none, or too large a one."""
     name = f"image {sha256[:8]} ({len(data)} bytes)"
     try:
         image = PillowImage.open(io.BytesIO(data))

@@ -11,7 +11,7 @@ import hashlib
 import inspect
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,9 +70,8 @@ class Renderer:
         Raises InvalidRequestError on an image that does not decode or fit, on a message that the template
         refuses.
         """
-        names = [sha256 for message in prompt.messages for sha256 in message.images]
-        pictures = self._pictures_of(names, prompt.images)
-        text = self._apply_template(prompt.messages, template_tools(prompt.tools))
+        pictures = self._pictures_of(prompt)
+        text = self.text(prompt)
         if self._parts.pictures is not None:
             text = _splice(text, self._parts.pictures.image_mark, pictures)
         token_ids = self.tokenise(text)
@@ -81,6 +80,10 @@ class Renderer:
         if not pictures:
             return Rendered(token_ids, token_ids)
         return self._with_pictures(token_ids, pictures)
+
+    def text(self, prompt: Prompt) -> str:
+        """The rendered template, every image still its mark. Raises InvalidRequestError on messages that it refuses."""
+        return self._apply_template(prompt.messages, template_tools(prompt.tools))
 
     def tokenise(self, text: str) -> NDArray[np.int64]:
         """Token ids of a text, special tokens recognised and none added; equal texts share the array."""
@@ -98,19 +101,9 @@ class Renderer:
                 self._tokenised.popitem(last=False)
         return token_ids
 
-    def _pictures_of(self, names: Sequence[str], images: Mapping[str, bytes]) -> tuple[Picture, ...]:
-        if not names:
-            return ()
-        if self._parts.pictures is None:
-            raise InvalidRequestError(
-                "images", f"the prompt has {len(names)} images and this model reads text only: send text"
-            )
-        missing = [name for name in names if name not in images]
-        if missing:
-            raise InvalidRequestError(
-                "images", f"the messages name image {missing[0]} whose bytes are not here: send it"
-            )
-        return tuple(self._parts.pictures.get(name, images[name]) for name in names)
+    def _pictures_of(self, prompt: Prompt) -> tuple[Picture, ...]:
+        names = image_names(prompt, accepts_images=self._parts.pictures is not None)
+        return tuple(self._parts.pictures.get(name, prompt.images[name]) for name in names)  # type: ignore[union-attr]
 
     def _apply_template(self, messages: Sequence[Message], tools: list[dict[str, Any]] | None) -> str:
         conversation = template_messages(messages)
@@ -162,15 +155,34 @@ class Renderer:
         return Rendered(token_ids, keys, pictures, positions, delta)
 
 
-def _splice(text: str, mark: str, pictures: Sequence[Picture]) -> str:
-    """The rendered text with each image mark replaced by its picture's block."""
+def image_names(prompt: Prompt, *, accepts_images: bool) -> list[str]:
+    """The images of a prompt in order, by sha256. Raises InvalidRequestError where they cannot be had."""
+    names = [sha256 for message in prompt.messages for sha256 in message.images]
+    if names and not accepts_images:
+        raise InvalidRequestError(
+            "images", f"the prompt has {len(names)} images and this model reads text only: send text"
+        )
+    missing = [name for name in names if name not in prompt.images]
+    if missing:
+        raise InvalidRequestError("images", f"the messages name image {missing[0]} whose bytes are not here: send it")
+    return names
+
+
+def split_at_marks(text: str, mark: str, num_images: int) -> list[str]:
+    """The texts around the image marks. Raises InvalidRequestError where marks and images differ in number."""
     pieces = text.split(mark)
-    if len(pieces) - 1 != len(pictures):
+    if len(pieces) - 1 != num_images:
         raise InvalidRequestError(
             "images",
-            f"the prompt has {len(pictures)} images and {len(pieces) - 1} image marks {mark!r}: "
+            f"the prompt has {num_images} images and {len(pieces) - 1} image marks {mark!r}: "
             "do not write the mark in a text part, and use a template that marks every image",
         )
+    return pieces
+
+
+def _splice(text: str, mark: str, pictures: Sequence[Picture]) -> str:
+    """The rendered text with each image mark replaced by its picture's block."""
+    pieces = split_at_marks(text, mark, len(pictures))
     return pieces[0] + "".join(p.block + piece for p, piece in zip(pictures, pieces[1:], strict=True))
 
 

@@ -31,6 +31,7 @@ from nightschool_server.engine import (
     Sampling,
     Scores,
 )
+from nightschool_server.engines.checks import check_length, check_sampling
 from nightschool_server.engines.delivery import Mailbox, merge_deltas
 from nightschool_server.engines.loading import LoadedModel, load_model
 from nightschool_server.engines.loop import EngineLoop
@@ -44,7 +45,6 @@ from nightschool_server.engines.sequences import Job
 from nightschool_server.engines.slots import SlotCache
 from nightschool_server.errors import (
     AlreadyExistsError,
-    ContextOverflowError,
     FailedPreconditionError,
     InvalidRequestError,
     OverloadedError,
@@ -128,9 +128,9 @@ class TransformersEngine:
         self._loop.check_alive()
         arrival = next(self._arrivals)
         serial = self._serial(request.adapter)
-        _check_sampling(request.sampling)
+        check_sampling(request.sampling)
         rendered = await self._render(request.prompt)
-        self._check_length(len(rendered.token_ids), request.sampling.max_tokens)
+        check_length(len(rendered.token_ids), request.sampling.max_tokens, self.model.context_length)
         mailbox = Mailbox(asyncio.get_running_loop())
         job = Job(request.request_id, rendered, request.sampling, serial, request.priority, mailbox, arrival)
         self._submit(job, request.adapter)
@@ -156,7 +156,7 @@ class TransformersEngine:
         )
         if not len(following):
             raise InvalidRequestError("continuation", "the continuation has no tokens: give text to score")
-        self._check_length(len(rendered.token_ids), len(following))
+        check_length(len(rendered.token_ids), len(following), self.model.context_length)
         mailbox = Mailbox(asyncio.get_running_loop())
         job = Job("score", rendered, Sampling(), serial, priority, mailbox, arrival, np.array(following))
         self._submit(job, adapter)
@@ -238,19 +238,6 @@ class TransformersEngine:
     async def _render(self, prompt: Prompt) -> Rendered:
         return await asyncio.get_running_loop().run_in_executor(self._pool, self._loaded.renderer.render, prompt)
 
-    def _check_length(self, num_prompt: int, num_following: int) -> None:
-        context = self._loaded.info.context_length
-        if num_prompt >= context:
-            raise ContextOverflowError(
-                "messages", f"the prompt has {num_prompt} tokens; the context holds {context}: shorten the prompt"
-            )
-        if num_prompt + num_following > context:
-            raise ContextOverflowError(
-                "max_tokens",
-                f"the prompt's {num_prompt} tokens and max_tokens {num_following} make {num_prompt + num_following}; "
-                f"the context holds {context}: ask for at most {context - num_prompt}",
-            )
-
     def _num_waiting(self, practice: bool) -> int:
         return self._num_submitted[practice] - self._scheduler.num_left_queue[practice]
 
@@ -263,20 +250,6 @@ class TransformersEngine:
             raise OverloadedError(f"{waiting} sequences wait for a slot, at most {self._config.max_waiting} may")
         self._loop.submit(job)
         self._num_submitted[practice] += len(job.sequences)
-
-
-def _check_sampling(sampling: Sampling) -> None:
-    rules = (
-        ("max_tokens", sampling.max_tokens >= 1, "at least 1"),
-        ("n", sampling.n >= 1, "at least 1"),
-        ("temperature", 0 <= sampling.temperature < float("inf"), "a finite number of at least 0"),
-        ("top_p", 0 < sampling.top_p <= 1, "above 0 and at most 1"),
-        ("top_k", sampling.top_k >= 0, "at least 0"),
-        ("top_logprobs", sampling.top_logprobs >= 0, "at least 0"),
-    )
-    for name, holds, rule in rules:
-        if not holds:
-            raise InvalidRequestError(name, f"{name} is {getattr(sampling, name)}; it must be {rule}")
 
 
 def _num_threads(config: TransformersEngineConfig) -> int:

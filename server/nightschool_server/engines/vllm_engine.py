@@ -1,0 +1,369 @@
+"""The engine on vLLM: its scheduler and kernels, our rendering, adapters and merged lane.
+
+Owns the asynchronous face of the engine and its life: a core that dies is started again with the adapters it had, while
+calls are told to come back. See docs/vllm.md for what is asked of vLLM and what it costs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nightschool_server.engine import (
+    BASE,
+    PRACTICE_PRIORITY,
+    Delta,
+    EngineStats,
+    FinishReason,
+    GenerateRequest,
+    ModelInfo,
+    Prompt,
+    Sampling,
+    Scores,
+    TopLogprob,
+)
+from nightschool_server.engines.checks import check_length, check_sampling
+from nightschool_server.engines.lora import TargetLinear
+from nightschool_server.engines.lora_files import read_adapter
+from nightschool_server.engines.model_folder import ModelFolder, read_model_folder
+from nightschool_server.engines.on_vllm.core import MAX_LOGPROBS, VLLMEngineConfig, start_core
+from nightschool_server.engines.on_vllm.mixed_test import check_mixed_batches
+from nightschool_server.engines.on_vllm.prompts import Prompts
+from nightschool_server.engines.on_vllm.targets import adapter_targets
+from nightschool_server.errors import (
+    AdapterFormatError,
+    AlreadyExistsError,
+    EngineDeadError,
+    FailedPreconditionError,
+    InvalidRequestError,
+    OverloadedError,
+    UnknownAdapterError,
+)
+
+log = logging.getLogger(__name__)
+
+WATCH_S = 0.2
+"""How often a core's life is looked at, seconds."""
+
+_FINISH: dict[str, FinishReason] = {"stop": "stop", "length": "length", "abort": "cancelled"}
+
+
+@dataclass
+class _Adapter:
+    number: int
+    folder: Path
+    num_requests: int = 0
+
+
+class VLLMEngine:
+    """An `Engine` (see `nightschool_server.engine`) over vLLM; make one with `start`."""
+
+    def __init__(self, config: VLLMEngineConfig, folder: ModelFolder, targets: dict[str, TargetLinear]) -> None:
+        self._config, self._folder, self._targets = config, folder, targets
+        self._prompts = Prompts(folder)
+        self._core: Any = None
+        self._adapters: dict[str, _Adapter] = {BASE: _Adapter(1, Path("base"))}
+        self._numbers = itertools.count(2)
+        self._merged = BASE
+        self._loading: set[str] = set()
+        self._change = asyncio.Lock()
+        self._practice_room = asyncio.Semaphore(max(1, config.num_slots // 2))
+        self._request_ids = itertools.count()
+        self._in_flight = {True: 0, False: 0}
+        self._num_generated = self._num_prompt = self._num_cached = 0
+        self._watcher: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def start(cls, config: VLLMEngineConfig) -> VLLMEngine:
+        """Start vLLM and prove that it answers mixed batches rightly. Raises ModelFormatError, ConfigError."""
+        began = time.monotonic()
+        folder, targets = await asyncio.to_thread(_read_folder, config)
+        engine = cls(config, folder, targets)
+        try:
+            await engine._open()
+        except BaseException:
+            await engine.close()
+            raise
+        engine._watcher = asyncio.create_task(engine._watch(), name="watch vLLM")
+        log.info("event=engine_started engine=vllm model=%s seconds=%.1f", config.model, time.monotonic() - began)
+        return engine
+
+    @property
+    def model(self) -> ModelInfo:
+        """What is served."""
+        return self._folder.info
+
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[Delta]:
+        """Stream the answers of a request; see `Engine.generate`. Raises OverloadedError besides."""
+        core = self._living()
+        self._adapter(request.adapter)
+        check_sampling(request.sampling)
+        params = _sampling_params(request.sampling)
+        rendered, num_prompt, _ = await self._prompts.render(core, request.prompt)
+        check_length(num_prompt, request.sampling.max_tokens, self.model.context_length)
+        num_cached = 0
+        async for output in self._run(request, rendered, params):
+            num_cached = max(num_cached, output.num_cached_tokens or 0)
+            for completion in output.outputs:
+                self._num_generated += len(completion.token_ids)
+                yield _delta(completion, request.sampling, num_prompt, num_cached)
+        self._num_prompt += num_prompt
+        self._num_cached += num_cached
+
+    async def score(self, prompt: Prompt, continuation: str, *, adapter: str = BASE, priority: int = 0) -> Scores:
+        """Logprobs of a continuation; see `Engine.score`. Raises what `generate` raises."""
+        from vllm.sampling_params import SamplingParams
+
+        core = self._living()
+        self._adapter(adapter)
+        rendered, num_prompt, following = await self._prompts.render(core, prompt, continuation)
+        if not following:
+            raise InvalidRequestError("continuation", "the continuation has no tokens: give text to score")
+        # vLLM must sample one token more.
+        check_length(num_prompt, len(following) + 1, self.model.context_length)
+        params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
+        request = GenerateRequest("score", prompt, Sampling(max_tokens=1), adapter, priority)
+        found: list[Any] = []
+        async for output in self._run(request, rendered, params):
+            found = output.prompt_logprobs or found
+        logprobs = tuple(
+            float(entry[token].logprob) for entry, token in zip(found[num_prompt:], following, strict=True)
+        )
+        self._num_prompt += num_prompt + len(following)
+        return Scores(tuple(following), logprobs, num_prompt)
+
+    async def load_adapter(self, name: str, folder: Path) -> None:
+        """Make an adapter servable; see `Engine.load_adapter`. Raises OverloadedError beyond `max_cpu_loras`."""
+        self._living()
+        if name in self._adapters or name in self._loading:
+            raise AlreadyExistsError(f"adapter {name!r} is already loaded: names are never reused, give it a new one")
+        if len(self._adapters) + len(self._loading) >= self._config.max_cpu_loras:
+            raise OverloadedError(
+                f"{len(self._adapters)} adapters are loaded, the base model included, and engine.max_cpu_loras is "
+                f"{self._config.max_cpu_loras}: raise it, or wait until some have left"
+            )
+        self._loading.add(name)
+        try:
+            await asyncio.to_thread(read_adapter, folder, self._targets, self._config.max_lora_rank)
+            adapter = _Adapter(next(self._numbers), folder)
+            async with self._change:
+                await self._load(name, adapter)
+                self._adapters[name] = adapter
+        finally:
+            self._loading.discard(name)
+        log.info("event=adapter_loaded name=%s number=%d", name, adapter.number)
+
+    async def unload_adapter(self, name: str) -> None:
+        """Forget an adapter; raises FailedPreconditionError where a request still holds it or it is merged."""
+        adapter = self._adapter(name)
+        if name == BASE:
+            raise FailedPreconditionError("the base model cannot be unloaded: stop the server instead")
+        if adapter.num_requests:
+            raise FailedPreconditionError(f"adapter {name!r} is in use: wait until its requests have ended")
+        if name == self._merged:
+            raise FailedPreconditionError(f"adapter {name!r} is merged into the weights: merge another one first")
+        del self._adapters[name]
+        async with self._change:
+            await self._call("nightschool_forget", adapter.number)
+        log.info("event=adapter_unloaded name=%s", name)
+
+    async def merge_adapter(self, name: str) -> None:
+        """Run an adapter at the base model's speed; see `Engine.merge_adapter`."""
+        self._adapter(name)
+        if not self._config.merged_lane:
+            raise FailedPreconditionError("the merged lane is switched off: set engine.merged_lane = true")
+        async with self._change:
+            if name == self._merged:
+                return
+            began = time.monotonic()
+            await self._call("nightschool_merge", self._adapter(name).number)
+            self._merged = name
+            log.info("event=adapter_merged name=%s seconds=%.3f", name, time.monotonic() - began)
+
+    def stats(self) -> EngineStats:
+        """Counters for status and metrics."""
+        in_flight = sum(self._in_flight.values())
+        return EngineStats(
+            num_running=min(in_flight, self._config.num_slots),
+            num_waiting=max(0, in_flight - self._config.num_slots),
+            num_generated_tokens=self._num_generated,
+            num_prompt_tokens=self._num_prompt,
+            num_cached_tokens=self._num_cached,
+            adapters=tuple(name for name in self._adapters if name != BASE),
+            merged=self._merged,
+        )
+
+    def healthy(self) -> bool:
+        """Whether the engine serves; False while a dead core is started again."""
+        return self._core is not None and not self._core.errored
+
+    async def close(self) -> None:
+        """Abort what runs and end vLLM's processes."""
+        if self._watcher is not None:
+            self._watcher.cancel()
+            await asyncio.gather(self._watcher, return_exceptions=True)
+        await self._shut_down()
+        self._prompts.close()
+
+    async def _open(self) -> None:
+        """Start a core, bring back what was loaded, and prove it."""
+        core = await start_core(self._config, self._folder)
+        self._core = core
+        try:
+            await self._call("nightschool_open")
+            if self._config.self_test:
+                await check_mixed_batches(core, self._config)
+            for name, adapter in self._adapters.items():
+                if name != BASE:
+                    await self._load(name, adapter)
+            if self._merged != BASE:
+                await self._call("nightschool_merge", self._adapters[self._merged].number)
+        except BaseException:
+            await self._shut_down()
+            raise
+
+    async def _watch(self) -> None:
+        """Start the core again whenever it has died."""
+        pause_s = 1.0
+        while True:
+            await asyncio.sleep(WATCH_S)
+            if self.healthy():
+                pause_s = 1.0
+                continue
+            log.error("event=engine_died engine=vllm remedy=restarting")
+            async with self._change:
+                await self._shut_down()
+                try:
+                    await self._open()
+                    log.info("event=engine_restarted engine=vllm adapters=%d", len(self._adapters) - 1)
+                except Exception:
+                    log.exception("event=engine_restart_failed again_in_s=%g", pause_s)
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(60.0, 2 * pause_s)
+
+    async def _shut_down(self) -> None:
+        core, self._core = self._core, None
+        if core is not None:
+            await asyncio.to_thread(core.shutdown)
+
+    async def _run(self, request: GenerateRequest, rendered: Any, params: Any) -> AsyncIterator[Any]:
+        """vLLM's outputs of one request, its adapter held and its place counted."""
+        practice = request.priority >= PRACTICE_PRIORITY
+        waiting = self._in_flight[practice] - self._config.num_slots
+        if waiting + request.sampling.n > self._config.max_waiting:
+            raise OverloadedError(f"{waiting} sequences wait for a slot, at most {self._config.max_waiting} may")
+        adapter = self._adapter(request.adapter)
+        adapter.num_requests += 1
+        self._in_flight[practice] += request.sampling.n
+        try:
+            if practice:
+                # Half of the slots stay free of practice, so that a live request never waits for one of its answers.
+                async with self._practice_room:
+                    async for output in self._stream(request, adapter, rendered, params):
+                        yield output
+            else:
+                async for output in self._stream(request, adapter, rendered, params):
+                    yield output
+        finally:
+            adapter.num_requests -= 1
+            self._in_flight[practice] -= request.sampling.n
+
+    async def _stream(
+        self, request: GenerateRequest, adapter: _Adapter, rendered: Any, params: Any
+    ) -> AsyncIterator[Any]:
+        from vllm.lora.request import LoRARequest
+        from vllm.v1.engine.exceptions import EngineDeadError as CoreDeadError
+
+        lora = LoRARequest(lora_name=f"{adapter.number}", lora_int_id=adapter.number, lora_path=str(adapter.folder))
+        request_id = f"{request.request_id}-{next(self._request_ids)}"
+        try:
+            async for output in self._living().generate(
+                rendered, params, request_id, lora_request=lora, priority=request.priority
+            ):
+                yield output
+        except CoreDeadError as error:
+            raise EngineDeadError("the engine died and is being started again: try again") from error
+
+    async def _load(self, name: str, adapter: _Adapter) -> None:
+        try:
+            await self._call("nightschool_load", adapter.number, name, str(adapter.folder))
+        except EngineDeadError:
+            raise
+        except Exception as error:
+            raise AdapterFormatError(f"vLLM cannot load {adapter.folder}: {error}") from error
+
+    async def _call(self, method: str, *args: Any) -> None:
+        from vllm.v1.engine.exceptions import EngineDeadError as CoreDeadError
+
+        try:
+            await self._living().collective_rpc(method, args=args)
+        except CoreDeadError as error:
+            raise EngineDeadError("the engine died and is being started again: try again") from error
+
+    def _living(self) -> Any:
+        if self._core is None or self._core.errored:
+            raise EngineDeadError("the engine died and is being started again: try again")
+        return self._core
+
+    def _adapter(self, name: str) -> _Adapter:
+        found = self._adapters.get(name)
+        if found is None:
+            raise UnknownAdapterError(name)
+        return found
+
+
+def _read_folder(config: VLLMEngineConfig) -> tuple[ModelFolder, dict[str, TargetLinear]]:
+    folder = read_model_folder(config.model, context_length=config.context_length, max_lora_rank=config.max_lora_rank)
+    return folder, adapter_targets(folder)
+
+
+def _sampling_params(sampling: Sampling) -> Any:
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+    if sampling.top_logprobs > MAX_LOGPROBS:
+        raise InvalidRequestError("top_logprobs", f"top_logprobs is {sampling.top_logprobs}; at most {MAX_LOGPROBS}")
+    wants_logprobs = sampling.logprobs or sampling.top_logprobs
+    return SamplingParams(
+        n=sampling.n,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        seed=sampling.seed,
+        stop=list(sampling.stop),
+        max_tokens=sampling.max_tokens,
+        logprobs=sampling.top_logprobs if wants_logprobs else None,
+        ignore_eos=sampling.ignore_eos,
+        output_kind=RequestOutputKind.DELTA,
+        skip_special_tokens=True,
+    )
+
+
+def _delta(completion: Any, sampling: Sampling, num_prompt: int, num_cached: int) -> Delta:
+    logprobs: tuple[float, ...] = ()
+    tops: tuple[tuple[TopLogprob, ...], ...] = ()
+    if completion.logprobs is not None:
+        by_token = list(zip(completion.logprobs, completion.token_ids, strict=True))
+        logprobs = tuple(float(entry[token].logprob) for entry, token in by_token) if sampling.logprobs else ()
+        if sampling.top_logprobs:
+            tops = tuple(_top(entry, sampling.top_logprobs) for entry, _ in by_token)
+    return Delta(
+        index=completion.index,
+        text=completion.text,
+        token_ids=tuple(completion.token_ids),
+        logprobs=logprobs,
+        top_logprobs=tops,
+        finish_reason=_FINISH.get(completion.finish_reason, "cancelled") if completion.finish_reason else None,
+        num_prompt_tokens=num_prompt,
+        num_cached_tokens=num_cached,
+    )
+
+
+def _top(entry: Any, count: int) -> tuple[TopLogprob, ...]:
+    ranked = sorted(entry.items(), key=lambda item: item[1].rank)[:count]
+    return tuple(TopLogprob(token, found.decoded_token or "", float(found.logprob)) for token, found in ranked)
