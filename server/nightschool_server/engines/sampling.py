@@ -15,6 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from nightschool_server.engine import Sampling
+from nightschool_server.errors import InvalidRequestError
+
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -98,3 +101,18 @@ def _mix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     mixed: NDArray[np.uint64] = state ^ (state >> np.uint64(31))
     return mixed
+
+
+def check_sampling(sampling: Sampling) -> None:
+    """Raise InvalidRequestError, with the field, where a request's sampling breaks a rule."""
+    rules = (
+        ("max_tokens", sampling.max_tokens >= 1, "at least 1"),
+        ("n", sampling.n >= 1, "at least 1"),
+        ("temperature", 0 <= sampling.temperature < float("inf"), "a finite number of at least 0"),
+        ("top_p", 0 < sampling.top_p <= 1, "above 0 and at most 1"),
+        ("top_k", sampling.top_k >= 0, "at least 0"),
+        ("top_logprobs", sampling.top_logprobs >= 0, "at least 0"),
+    )
+    for name, holds, rule in rules:
+        if not holds:
+            raise InvalidRequestError(name, f"{name} is {getattr(sampling, name)}; it must be {rule}")
