@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from nightschool_server.chat import user
+from nightschool_server.config.serving import EngineConfig
 from nightschool_server.engine import BASE, GenerateRequest, Prompt
+from nightschool_server.engine_factory import start_engine
 from nightschool_server.engines.lora import AdapterTable
 from nightschool_server.engines.lora_files import AdapterWeights
 from nightschool_server.engines.merging import merged_weights
@@ -155,6 +157,20 @@ async def test_twenty_moves_leave_no_drift_and_one_copy(world: World) -> None:
         assert all(torch.equal(linear.base.weight, w) for linear, w in zip(linears, pristine, strict=True))
 
 
+async def test_a_merged_weight_in_bfloat16_is_rounded_once(world: World) -> None:
+    asked = request("Hi", "first", n=4, ignore_eos=True)
+    async with world.engine(dtype="bfloat16") as engine:
+        await engine.merge_adapter("first")
+        for linear, (a, b) in engine._runner.adapters.pairs(engine._serials["first"]):
+            assert linear.merged is not None
+            exact = linear.base.weight.double() + (a.double() @ b.double()).T
+            error = (linear.merged.weight.double() - exact).abs()
+            # Half a unit in the last of bfloat16's eight bits, and float32's own error in the sum.
+            assert bool((error <= exact.abs() * 2**-8 + 1e-6).all())
+        assert len((await answers(engine, asked))[0].token_ids) == 24
+        assert num_corrected(engine) == 0
+
+
 async def test_moves_that_come_at_once_end_on_the_last(world: World) -> None:
     async with world.engine() as engine:
         await asyncio.gather(*(engine.merge_adapter(name) for name in ("first", "second", BASE, "first", "second")))
@@ -198,9 +214,14 @@ async def test_an_adapter_that_is_unloaded_while_it_is_being_merged_is_not_merge
 
 
 async def test_a_lane_that_is_switched_off_merges_nothing(world: World) -> None:
-    async with world.engine(merged_lane=False) as engine:
+    engine = await start_engine(EngineConfig(model=str(world.folder), num_threads=1, merged_lane=False))
+    try:
+        await engine.load_adapter("first", world.adapters["first"])
         with pytest.raises(FailedPreconditionError, match=r"engine\.merged_lane is off"):
             await engine.merge_adapter("first")
+        assert engine.stats().merged == BASE
+    finally:
+        await engine.close()
 
 
 def test_a_weight_that_two_layers_share_is_not_touched() -> None:
