@@ -132,7 +132,7 @@ class EngineStats:
     adapters: tuple[str, ...]
     """Loaded now, BASE not among them."""
     merged: str = BASE
-    """The adapter that is merged into the weights."""
+    """The adapter that runs merged into the weights now; see `Engine.merge_adapter`."""
 
 
 class Engine(Protocol):
@@ -166,7 +166,18 @@ class Engine(Protocol):
         ...
 
     async def unload_adapter(self, name: str) -> None:
-        """Forget `name`. The caller guarantees that no request holds it."""
+        """Forget `name`. The caller guarantees that no request holds it.
+
+        Raises FailedPreconditionError where it is the merged one: merge another first.
+        """
+        ...
+
+    async def merge_adapter(self, name: str) -> None:
+        """Run `name` at the base model's speed, by merging it into a copy of the weights; BASE undoes it.
+
+        Everything else, the base included, stays exact as a low-rank correction. Requests in flight are not
+        disturbed. Raises UnknownAdapterError, FailedPreconditionError where the lane is switched off.
+        """
         ...
 
     def stats(self) -> EngineStats:

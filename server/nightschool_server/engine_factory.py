@@ -35,6 +35,7 @@ async def start_engine(config: EngineConfig) -> Engine:
             max_practice_rows_with_live=config.max_practice_rows_with_live,
             num_threads=config.num_threads,
             max_waiting=config.max_waiting,
+            merged_lane=config.merged_lane,
         )
     )
 

@@ -1,7 +1,8 @@
 """An engine without a model, for tests of the registry: it scores by a number that lies in the adapter's weights.
 
 Holds the registry to the engine's contract: a name is loaded once, unloaded only where nobody uses it, and scored only
-while it is loaded. `gate` lets a test hold a load open; `on_score` lets it act in the middle of a proof.
+while it is loaded; the merged one is not unloaded. `gate` lets a test hold a load open, `merge_gate` a merge;
+`on_score` lets it act in the middle of a proof.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from nightschool_server.adapters.folder import PROVENANCE_FILE
 from nightschool_server.adapters.format import CONFIG_FILE, WEIGHTS_FILE
 from nightschool_server.chat import messages_to_json, user
 from nightschool_server.engine import BASE, Delta, EngineStats, GenerateRequest, ModelInfo, Prompt, Scores
-from nightschool_server.errors import AdapterFormatError, UnknownAdapterError
+from nightschool_server.errors import AdapterFormatError, FailedPreconditionError, UnknownAdapterError
 from safetensors.numpy import load_file, save_file
 
 MAX_RANK = 64
@@ -30,6 +31,12 @@ class FakeEngine:
         self.model = ModelInfo("tiny", base_digest, "c" * 64, 512, False, MAX_RANK)
         self.effects: dict[str, float] = {}
         self.loads: list[str] = []
+        self.merges: list[str] = []
+        self.merged = BASE
+        self.unmergeable: set[str] = set()
+        self.merge_gate = asyncio.Event()
+        self.merge_gate.set()
+        self.merging = asyncio.Event()
         self.gate = asyncio.Event()
         self.gate.set()
         self.loading = asyncio.Event()
@@ -58,10 +65,22 @@ class FakeEngine:
         self.loads.append(name)
 
     async def unload_adapter(self, name: str) -> None:
+        if name == self.merged:
+            raise FailedPreconditionError(f"{name} is merged")
         del self.effects[name]
 
+    async def merge_adapter(self, name: str) -> None:
+        self.merging.set()
+        await self.merge_gate.wait()
+        self.merges.append(name)
+        if name not in (BASE, *self.effects):
+            raise UnknownAdapterError(name)
+        if name in self.unmergeable:
+            raise FailedPreconditionError(f"{name} cannot be merged")
+        self.merged = name
+
     def stats(self) -> EngineStats:
-        return EngineStats(0, 0, 0, 0, 0, tuple(self.effects))
+        return EngineStats(0, 0, 0, 0, 0, tuple(self.effects), self.merged)
 
     def healthy(self) -> bool:
         return True

@@ -22,6 +22,7 @@ class ScriptedEngine:
     gate: asyncio.Event | None = None
     """Where set, every answer stops after its first piece until the gate opens."""
     num_running: int = 0
+    merged: str = "base"
     aborted: list[str] = field(default_factory=list)
     """Ids of requests that were closed before their end."""
     running: asyncio.Event = field(default_factory=asyncio.Event)
@@ -58,8 +59,11 @@ class ScriptedEngine:
     async def unload_adapter(self, name: str) -> None:
         pass
 
+    async def merge_adapter(self, name: str) -> None:
+        self.merged = name
+
     def stats(self) -> EngineStats:
-        return EngineStats(self.num_running, 0, 0, 0, 0, ())
+        return EngineStats(self.num_running, 0, 0, 0, 0, (), self.merged)
 
     def healthy(self) -> bool:
         return True

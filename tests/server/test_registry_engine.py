@@ -130,3 +130,32 @@ async def test_no_request_fails_or_mixes_adapters_while_the_pointer_moves(
     await asyncio.gather(*clients)
     assert {adapter for adapter, _ in answers} == set(names)
     assert all(text == expected[adapter] for adapter, text in answers)
+
+
+async def test_the_lane_reaches_the_active_adapter_after_a_promotion_and_a_rollback(
+    model: Path, registry: AdapterRegistry, engine: TransformersEngine, tmp_path: Path
+) -> None:
+    names = []
+    for seed in (1, 2):
+        folder = make_adapter(model, tmp_path / str(seed), seed)
+        names.append((await registry.import_adapter(folder, "", "cli", "")).record.name)
+    unmerged = {}
+    for name in names:
+        request = GenerateRequest(name, Prompt((user(QUESTION),)), Sampling(max_tokens=24, temperature=0), name)
+        unmerged[name] = "".join([delta.text async for delta in engine.generate(request)])
+    lane = registry._loaded.lane
+    for name in names:
+        await registry.promote(name, "cli", "", force=True)
+        await lane.settle()
+        assert engine.stats().merged == registry.active == name
+        assert (await answer(registry, engine, "merged"))[1].startswith(unmerged[name])
+    await registry.rollback(None, "cli", "")
+    await lane.settle()
+    assert engine.stats().merged == registry.active == names[0]
+    assert (await answer(registry, engine, "back"))[1].startswith(unmerged[names[0]])
+    await registry.rollback("base", "cli", "")
+    await lane.settle()
+    assert engine.stats().merged == "base"
+    # Held by nobody and not merged any more, it can be deleted.
+    await registry.delete(names[1], "cli")
+    assert engine.stats().adapters == (names[0],)

@@ -1,7 +1,7 @@
 """Which adapters are in the engine: loaded on demand, proven after every load, the least recently used leave first.
 
-Owns loading and unloading, and the quarantine of what cannot be loaded as it was recorded. Lives in the event loop of
-the engine.
+Owns loading and unloading, the quarantine of what cannot be loaded as it was recorded, and the merged lane (`lane.py`),
+which it makes leave an adapter before that is unloaded. Lives in the event loop of the engine.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from collections.abc import Callable
 
 from nightschool_server.adapters import folder as adapter_folder
 from nightschool_server.adapters import rows as adapter_rows
+from nightschool_server.adapters.lane import AdapterLane
 from nightschool_server.adapters.probe import Prober
 from nightschool_server.adapters.rows import SERVER, AdapterRecord, Entry
-from nightschool_server.config.serving import AdaptersConfig
+from nightschool_server.config.config import Config
 from nightschool_server.engine import BASE, Engine
 from nightschool_server.errors import (
     AdapterFormatError,
@@ -33,14 +34,15 @@ class LoadedAdapters:
     """The adapters of one engine. `is_held` says whether an adapter must stay."""
 
     def __init__(
-        self, store: Store, home: Home, engine: Engine, config: AdaptersConfig, is_held: Callable[[str], bool]
+        self, store: Store, home: Home, engine: Engine, config: Config, is_held: Callable[[str], bool]
     ) -> None:
         self._store = store
         self._home = home
         self._engine = engine
-        self._max_loaded = config.max_loaded
+        self._max_loaded = config.adapters.max_loaded
         self._is_held = is_held
-        self._prober = Prober(engine, config)
+        self._prober = Prober(engine, config.adapters)
+        self.lane = AdapterLane(engine, enabled=config.engine.merged_lane)
         self._loaded: OrderedDict[str, None] = OrderedDict()
         self._loading: dict[str, asyncio.Task[None]] = {}
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -74,6 +76,7 @@ class LoadedAdapters:
         if self._loaded.pop(name, self) is self:
             return
         async with self._locks[name]:
+            await self.lane.leave(name)
             await self._engine.unload_adapter(name)
             log.info("event=adapter_unloaded adapter=%s", name)
 

@@ -7,7 +7,8 @@
 Owns the states, the pointer, leases and sessions; lives in the server's event loop. A change of the pointer is one
 transaction with its audit rows, made after the new adapter is loaded and proven and before any request sees it, so that
 kill -9 leaves the old state or the new one. Changes wait for each other. Files are `folder.py`'s, rows
-`rows.py`'s, loading and proof `loaded.py`'s, what a crash leaves `recovery.py`'s.
+`rows.py`'s, loading and proof `loaded.py`'s, what a crash leaves `recovery.py`'s. The merged lane follows the pointer
+in the background (`lane.py`).
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ class AdapterRegistry:
         self._max_folder_bytes = config.adapters.max_folder_bytes
         self._now = now
         self._router = Router(store, config.sessions, now)
-        self._loaded = LoadedAdapters(store, home, engine, config.adapters, self._router.is_held)
+        self._loaded = LoadedAdapters(store, home, engine, config, self._router.is_held)
         self._changing = asyncio.Lock()
         self._importing = asyncio.Lock()
         self._sweeper: asyncio.Task[None] | None = None
@@ -120,6 +121,7 @@ class AdapterRegistry:
             await asyncio.to_thread(adapter_rows.set_previous, self._store, target)
             self._router.current = Route(self.active, target, self._router.current.changed_at)
         self._router.sessions.restore(adapter_rows.read_sessions(self._store, self._router.sessions.used_since))
+        self._loaded.lane.follow(self.active)
         self._sweeper = asyncio.create_task(self._keep_sweeping(), name="registry_sweep")
         log.info("event=registry_started active=%s previous=%s", self.active, self.previous)
 
@@ -130,6 +132,7 @@ class AdapterRegistry:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._sweeper
         await self.sweep()
+        await self._loaded.lane.close()
 
     @asynccontextmanager
     async def route(
@@ -347,6 +350,7 @@ class AdapterRegistry:
         # On the disk first: what a request is answered with, a restart finds.
         await asyncio.to_thread(adapter_rows.move_route, self._store, move)
         self._router.current = move.new
+        self._loaded.lane.follow(move.new.active)
 
     def _change_since(self, began: float) -> RouteChange:
         route = self._router.current

@@ -86,6 +86,9 @@ class EngineConfig(_Section):
     """Answers that may wait for a slot, live and practice counted apart; one more is refused."""
     max_practice_rows_with_live: Annotated[int, Field(ge=0)] = 8
     """Practice answers that are decoded in the same step as live ones: fewer favours live latency."""
+    merged_lane: bool = True
+    """Serve the active adapter merged into the weights, at the base model's speed; costs one more copy of the
+    weights that it changes."""
 
 
 class LogConfig(_Section):

@@ -72,7 +72,8 @@ class Runner:
 
     def step(self, chunks: Rows[Chunk]) -> StepResult:
         """Compute the chunks' tokens; sample where a sequence's last known token was among them."""
-        ordered = sorted(chunks, key=lambda c: (c.sequence.job.serial, c.end - c.start > 1, c.sequence.slot))
+        order = self.adapters.order
+        ordered = sorted(chunks, key=lambda c: (order(c.sequence.job.serial), c.end - c.start > 1, c.sequence.slot))
         logits, first_rows = self._forward(ordered)
         result = StepResult()
         generating: list[tuple[Chunk, int]] = []
@@ -111,7 +112,7 @@ class Runner:
         if self.parts.keeps_logits:
             arguments["logits_to_keep"] = indices
         embeds = self._embeds_with_images(chunks, starts, input_ids)
-        self.adapters.routes.slices = _adapter_slices(chunks, starts)
+        self.adapters.route([c.sequence.job.serial for c in chunks], starts)
         if embeds is None:
             output = self.parts.model(input_ids=input_ids, **arguments)
         else:
@@ -217,20 +218,6 @@ def _sample(sequences: Rows[Sequence], logits: torch.Tensor) -> list[Sampled]:
     return [
         Sampled(s, t, chosen.get(i), tops.get(i)) for i, (s, t) in enumerate(zip(sequences, token_ids, strict=True))
     ]
-
-
-def _adapter_slices(chunks: Rows[Chunk], starts: Rows[int]) -> list[tuple[int, int, int]]:
-    """(serial, start, end) of each adapter's tokens; chunks come sorted by serial, base (0) is left out."""
-    slices: list[tuple[int, int, int]] = []
-    for i, chunk in enumerate(chunks):
-        serial = chunk.sequence.job.serial
-        if serial == 0:
-            continue
-        if slices and slices[-1][0] == serial:
-            slices[-1] = (serial, slices[-1][1], starts[i + 1])
-        else:
-            slices.append((serial, starts[i], starts[i + 1]))
-    return slices
 
 
 def _read_positions(chunks: Rows[Chunk], starts: Rows[int]) -> tuple[list[int], list[int]]:

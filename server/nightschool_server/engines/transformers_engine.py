@@ -37,6 +37,7 @@ from nightschool_server.engines.loading import LoadedModel, load_model
 from nightschool_server.engines.loop import EngineLoop
 from nightschool_server.engines.lora import BASE_SERIAL
 from nightschool_server.engines.lora_files import AdapterWeights, read_adapter
+from nightschool_server.engines.merging import MergedLane
 from nightschool_server.engines.rendering import Rendered
 from nightschool_server.engines.runner import Runner
 from nightschool_server.engines.scheduler import Limits, Scheduler
@@ -78,6 +79,8 @@ class TransformersEngineConfig:
     """Of torch; 0 leaves one core to the event loop."""
     max_waiting: int = 1024
     """Sequences that may wait for a slot, live and practice counted apart; more are refused."""
+    merged_lane: bool = True
+    """Whether an adapter may be merged; costs one more copy of the weights that it changes."""
 
 
 class TransformersEngine:
@@ -96,6 +99,7 @@ class TransformersEngine:
             runner, self._scheduler, loaded.tokenizer.backend_tokenizer, loaded.eos_ids, _num_threads(config)
         )
         self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="nightschool-render")
+        self._lane = MergedLane(self._loop, runner.adapters, self._pool)
         self._serials: dict[str, int] = {BASE: BASE_SERIAL}
         self._loading: set[str] = set()
         self._last_serial = BASE_SERIAL
@@ -185,7 +189,7 @@ class TransformersEngine:
         log.info("event=adapter_loaded name=%s modules=%d", name, len(weights.modules))
 
     async def unload_adapter(self, name: str) -> None:
-        """Forget an adapter; raises FailedPreconditionError where a request still holds it."""
+        """Forget an adapter; raises FailedPreconditionError where a request still holds it, or it is merged."""
         serial = self._serial(name)
         if serial == BASE_SERIAL:
             raise FailedPreconditionError("the base model cannot be unloaded: stop the server instead")
@@ -193,6 +197,8 @@ class TransformersEngine:
         def remove() -> None:
             if self._scheduler.uses_adapter(serial):
                 raise FailedPreconditionError(f"adapter {name!r} is in use: wait until its requests have ended")
+            if serial == self._lane.serial:
+                raise FailedPreconditionError(f"adapter {name!r} is merged into the weights: merge another one first")
             self._runner.adapters.remove(serial)
             self._scheduler.index.forget_adapter(serial)
 
@@ -204,6 +210,13 @@ class TransformersEngine:
             raise
         log.info("event=adapter_unloaded name=%s", name)
 
+    async def merge_adapter(self, name: str) -> None:
+        """Serve an adapter merged into a copy of the weights; see `Engine.merge_adapter`."""
+        if not self._config.merged_lane:
+            raise FailedPreconditionError("engine.merged_lane is off: switch it on to merge adapters")
+        await self._lane.move(name, self._serial(name))
+        log.info("event=adapter_merged name=%s", name)
+
     def stats(self) -> EngineStats:
         """Counters for status and metrics."""
         return EngineStats(
@@ -213,6 +226,7 @@ class TransformersEngine:
             num_prompt_tokens=self._loop.num_prompt_tokens,
             num_cached_tokens=self._scheduler.num_cached_tokens,
             adapters=tuple(name for name in self._serials if name != BASE),
+            merged=self._merged(),
         )
 
     def healthy(self) -> bool:
@@ -229,6 +243,10 @@ class TransformersEngine:
         parts = self._loaded.parts
         weights = read_adapter(folder, self._loaded.targets, self._config.max_lora_rank)
         return weights.to(parts.device, parts.dtype)
+
+    def _merged(self) -> str:
+        # Between the unloading of a name and its refusal the name is not there.
+        return next((name for name, serial in self._serials.items() if serial == self._lane.serial), BASE)
 
     def _serial(self, adapter: str) -> int:
         if adapter not in self._serials:
