@@ -139,6 +139,11 @@ class Engine(Protocol):
     """Runs the model. Every method may be called from the event loop that made the engine."""
 
     @property
+    def kind(self) -> str:
+        """The engine's name in the configuration: `vllm` or `transformers`."""
+        ...
+
+    @property
     def model(self) -> ModelInfo:
         """What is served."""
         ...

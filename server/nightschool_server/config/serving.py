@@ -62,8 +62,8 @@ class ServerConfig(_Section):
 class EngineConfig(_Section):
     """What runs the model, and how much of it at once."""
 
-    kind: Literal["auto", "transformers"] = "auto"
-    """Which engine. `auto` takes the best one that is installed."""
+    kind: Literal["auto", "vllm", "transformers"] = "auto"
+    """Which engine. `auto`: vLLM where it is installed and knows the model's architecture, transformers otherwise."""
     model: str = ""
     """Folder or hub id of the base model. Empty: the application's own."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -78,6 +78,18 @@ class EngineConfig(_Section):
     """Tokens of prompt and answer together. 0: the model's."""
     max_lora_rank: Annotated[int, Field(ge=1, le=512)] = 64
     """An adapter of higher rank is refused."""
+    max_loras: Positive = 4
+    """vLLM: different adapters in one step; requests on more of them take turns."""
+    max_cpu_loras: Annotated[int, Field(ge=2)] = 16
+    """vLLM: adapters that the engine keeps, the base model counted; one more is refused."""
+    memory_fraction: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """vLLM: of a GPU's memory, for weights and cache together."""
+    cache_bytes: Annotated[int, Field(ge=0)] = 0
+    """vLLM: for keys and values. 0: what the slots need on a CPU, what is left of `memory_fraction` on a GPU."""
+    pin_cores: bool = True
+    """vLLM: on a CPU of up to 4 cores, keep its scheduler on the worker's core, so that the server has one."""
+    self_test: bool = True
+    """vLLM: prove at start that a batch of several adapters is answered rightly."""
     prefill_chunk_tokens: Annotated[int, Field(ge=16)] = 512
     """Prompt tokens that one step takes in, so that a long prompt does not hold up those that decode."""
     num_threads: Annotated[int, Field(ge=0)] = 0

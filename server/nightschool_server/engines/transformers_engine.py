@@ -123,6 +123,11 @@ class TransformersEngine:
         return cls(config, loaded, runner)
 
     @property
+    def kind(self) -> str:
+        """The engine's name in the configuration."""
+        return "transformers"
+
+    @property
     def model(self) -> ModelInfo:
         """What is served."""
         return self._loaded.info

@@ -11,7 +11,7 @@ import itertools
 import logging
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from nightschool_server.engines.lora import TargetLinear
 from nightschool_server.engines.lora_files import read_adapter
 from nightschool_server.engines.model_folder import ModelFolder, read_model_folder
 from nightschool_server.engines.on_vllm.core import MAX_LOGPROBS, VLLMEngineConfig, start_core
+from nightschool_server.engines.on_vllm.endings import Endings
 from nightschool_server.engines.on_vllm.mixed_test import check_mixed_batches
 from nightschool_server.engines.on_vllm.prompts import Prompts
 from nightschool_server.engines.on_vllm.targets import adapter_targets
@@ -95,6 +96,11 @@ class VLLMEngine:
         return engine
 
     @property
+    def kind(self) -> str:
+        """The engine's name in the configuration."""
+        return "vllm"
+
+    @property
     def model(self) -> ModelInfo:
         """What is served."""
         return self._folder.info
@@ -104,15 +110,22 @@ class VLLMEngine:
         core = self._living()
         self._adapter(request.adapter)
         check_sampling(request.sampling)
+        # Greedy answers are all the same one, and vLLM refuses to make it twice.
+        num_copies = request.sampling.n if request.sampling.temperature == 0 else 1
+        request = replace(request, sampling=replace(request.sampling, n=request.sampling.n // num_copies))
         params = _sampling_params(request.sampling)
         rendered, num_prompt, _ = await self._prompts.render(core, request.prompt)
         check_length(num_prompt, request.sampling.max_tokens, self.model.context_length)
         num_cached = 0
+        endings = Endings(self._folder.tokenizer)
         async for output in self._run(request, rendered, params):
             num_cached = max(num_cached, output.num_cached_tokens or 0)
             for completion in output.outputs:
                 self._num_generated += len(completion.token_ids)
-                yield _delta(completion, request.sampling, num_prompt, num_cached)
+                delta = self._delta(completion, endings.text(completion), request.sampling, (num_prompt, num_cached))
+                yield delta
+                for index in range(1, num_copies):
+                    yield replace(delta, index=index, num_cached_tokens=num_prompt)
         self._num_prompt += num_prompt
         self._num_cached += num_cached
 
@@ -211,6 +224,31 @@ class VLLMEngine:
         await self._shut_down()
         self._prompts.close()
 
+    def _delta(self, completion: Any, text: str, sampling: Sampling, prompt: tuple[int, int]) -> Delta:
+        logprobs: tuple[float, ...] = ()
+        tops: tuple[tuple[TopLogprob, ...], ...] = ()
+        if completion.logprobs is not None:
+            by_token = list(zip(completion.logprobs, completion.token_ids, strict=True))
+            if sampling.logprobs:
+                logprobs = tuple(float(entry[token].logprob) for entry, token in by_token)
+            if sampling.top_logprobs:
+                tops = tuple(self._top(entry, sampling.top_logprobs) for entry, _ in by_token)
+        return Delta(
+            index=completion.index,
+            text=text,
+            token_ids=tuple(completion.token_ids),
+            logprobs=logprobs,
+            top_logprobs=tops,
+            finish_reason=_FINISH.get(completion.finish_reason, "cancelled") if completion.finish_reason else None,
+            num_prompt_tokens=prompt[0],
+            num_cached_tokens=prompt[1],
+        )
+
+    def _top(self, entry: Any, count: int) -> tuple[TopLogprob, ...]:
+        ranked = sorted(entry.items(), key=lambda item: item[1].rank)[:count]
+        decode = self._folder.tokenizer.decode
+        return tuple(TopLogprob(token, decode([token]), float(found.logprob)) for token, found in ranked)
+
     async def _open(self) -> None:
         """Start a core, bring back what was loaded, and prove it."""
         core = await start_core(self._config, self._folder)
@@ -249,8 +287,12 @@ class VLLMEngine:
 
     async def _shut_down(self) -> None:
         core, self._core = self._core, None
-        if core is not None:
-            await asyncio.to_thread(core.shutdown)
+        if core is None:
+            return
+        if core.output_handler is not None:
+            # It would take the end of the processes for their death.
+            core.output_handler.cancel()
+        await asyncio.to_thread(core.shutdown)
 
     async def _run(self, request: GenerateRequest, rendered: Any, params: Any) -> AsyncIterator[Any]:
         """vLLM's outputs of one request, its adapter held and its place counted."""
@@ -342,28 +384,3 @@ def _sampling_params(sampling: Sampling) -> Any:
         output_kind=RequestOutputKind.DELTA,
         skip_special_tokens=True,
     )
-
-
-def _delta(completion: Any, sampling: Sampling, num_prompt: int, num_cached: int) -> Delta:
-    logprobs: tuple[float, ...] = ()
-    tops: tuple[tuple[TopLogprob, ...], ...] = ()
-    if completion.logprobs is not None:
-        by_token = list(zip(completion.logprobs, completion.token_ids, strict=True))
-        logprobs = tuple(float(entry[token].logprob) for entry, token in by_token) if sampling.logprobs else ()
-        if sampling.top_logprobs:
-            tops = tuple(_top(entry, sampling.top_logprobs) for entry, _ in by_token)
-    return Delta(
-        index=completion.index,
-        text=completion.text,
-        token_ids=tuple(completion.token_ids),
-        logprobs=logprobs,
-        top_logprobs=tops,
-        finish_reason=_FINISH.get(completion.finish_reason, "cancelled") if completion.finish_reason else None,
-        num_prompt_tokens=num_prompt,
-        num_cached_tokens=num_cached,
-    )
-
-
-def _top(entry: Any, count: int) -> tuple[TopLogprob, ...]:
-    ranked = sorted(entry.items(), key=lambda item: item[1].rank)[:count]
-    return tuple(TopLogprob(token, found.decoded_token or "", float(found.logprob)) for token, found in ranked)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from nightschool_proto.v1 import admin_pb2
 
 from nightschool_server.distribution import version
-from nightschool_server.engine_factory import engine_kind
 from nightschool_server.runtime import Runtime
 from nightschool_server.service.wire_replies import timestamp
 
@@ -17,7 +16,7 @@ def status_of(runtime: Runtime, learner: admin_pb2.LearnerStatus) -> admin_pb2.G
         version=version(),
         base_model=model.name,
         base_model_digest=model.digest,
-        engine=engine_kind(runtime.config.engine),
+        engine=runtime.engine.kind,
         healthy=runtime.engine.healthy(),
         started_at=timestamp(runtime.started_at),
         active_adapter=runtime.registry.active,

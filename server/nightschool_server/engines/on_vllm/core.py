@@ -14,7 +14,7 @@ import psutil
 
 from nightschool_server.engines.model_folder import ModelFolder
 from nightschool_server.engines.on_vllm.plugin import SERVER_PID_VARIABLE
-from nightschool_server.errors import ConfigError
+from nightschool_server.errors import ConfigError, ModelFormatError
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values of vLLM's max_lora_rank."""
@@ -75,14 +75,21 @@ class VLLMEngineConfig:
 
 
 async def start_core(config: VLLMEngineConfig, folder: ModelFolder) -> Any:
-    """A started `AsyncLLM`. Takes from 15 seconds to minutes; the event loop goes on meanwhile."""
+    """A started `AsyncLLM`; takes from 15 seconds to minutes, and the event loop goes on. Raises ModelFormatError."""
     _prepare_environment()
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.platforms import current_platform
     from vllm.v1.engine.async_llm import AsyncLLM
 
     arguments = engine_arguments(config, folder, is_cpu=current_platform.is_cpu())
-    core = await asyncio.to_thread(AsyncLLM.from_engine_args, AsyncEngineArgs(**arguments))
+    try:
+        core = await asyncio.to_thread(AsyncLLM.from_engine_args, AsyncEngineArgs(**arguments))
+    except Exception as error:
+        # What vLLM refuses about a model is raised in another process, and said there.
+        raise ModelFormatError(
+            f"vLLM does not start with model {config.model!r} ({error}): the lines above say why; another model, or "
+            "--engine transformers, may do"
+        ) from error
     if config.pin_cores and current_platform.is_cpu():
         pin_to_worker()
     return core
