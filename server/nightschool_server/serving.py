@@ -45,6 +45,9 @@ log = logging.getLogger(__name__)
 LOCK_FILE = "server.lock"
 """Held for as long as a server runs on the home; the kernel lets go of it whatever becomes of the process."""
 
+HEALTH_S = 0.2
+"""How often the engine's life is looked at, seconds."""
+
 StartEngine = Callable[[], Awaitable[Engine]]
 
 
@@ -96,6 +99,7 @@ async def serving(
         images = Images(lambda sha256: _blob(store, sha256))
         runtime = Runtime(home, config, store, tokens, running, registry, request_log, images, app, workers, counters)
         await port.open(AgentService(runtime), AdminService(runtime))
+        stack.push_async_callback(_cancelled, asyncio.create_task(_follow_engine(port, running), name="engine_health"))
         learner = _learner(home, store, config, options, app)
         if learner is not None:
             stack.push_async_callback(learner.stop)
@@ -158,6 +162,22 @@ async def _registry(home: Home, store: Store, engine: Engine, config: Config, st
     await registry.start()
     stack.push_async_callback(registry.close)
     return registry
+
+
+async def _follow_engine(port: GrpcPort, engine: Engine) -> None:
+    """Have health say whether the engine serves."""
+    said = True
+    while True:
+        await asyncio.sleep(HEALTH_S)
+        if engine.healthy() != said:
+            said = engine.healthy()
+            log.warning("event=health_changed serving=%s reason=engine", said)
+            await port.set_serving(said)
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 def _blob(store: Store, sha256: str) -> bytes | None:

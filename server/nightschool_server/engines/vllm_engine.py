@@ -166,7 +166,7 @@ class VLLMEngine:
             await asyncio.to_thread(read_adapter, folder, self._targets, self._config.max_lora_rank)
             adapter = _Adapter(next(self._numbers), folder)
             async with self._change:
-                await self._load(name, adapter)
+                await _load(self._living(), name, adapter)
                 self._adapters[name] = adapter
         finally:
             self._loading.discard(name)
@@ -183,7 +183,7 @@ class VLLMEngine:
             raise FailedPreconditionError(f"adapter {name!r} is merged into the weights: merge another one first")
         del self._adapters[name]
         async with self._change:
-            await self._call("nightschool_forget", adapter.number)
+            await _call(self._living(), "nightschool_forget", adapter.number)
         log.info("event=adapter_unloaded name=%s", name)
 
     async def merge_adapter(self, name: str) -> None:
@@ -195,7 +195,7 @@ class VLLMEngine:
             if name == self._merged:
                 return
             began = time.monotonic()
-            await self._call("nightschool_merge", self._adapter(name).number)
+            await _call(self._living(), "nightschool_merge", self._adapter(name).number)
             self._merged = name
             log.info("event=adapter_merged name=%s seconds=%.3f", name, time.monotonic() - began)
 
@@ -250,21 +250,21 @@ class VLLMEngine:
         return tuple(TopLogprob(token, decode([token]), float(found.logprob)) for token, found in ranked)
 
     async def _open(self) -> None:
-        """Start a core, bring back what was loaded, and prove it."""
+        """Start a core, prove it, and bring back what was loaded; it serves from then on."""
         core = await start_core(self._config, self._folder)
-        self._core = core
         try:
-            await self._call("nightschool_open")
+            await _call(core, "nightschool_open")
             if self._config.self_test:
                 await check_mixed_batches(core, self._config)
             for name, adapter in self._adapters.items():
                 if name != BASE:
-                    await self._load(name, adapter)
+                    await _load(core, name, adapter)
             if self._merged != BASE:
-                await self._call("nightschool_merge", self._adapters[self._merged].number)
+                await _call(core, "nightschool_merge", self._adapters[self._merged].number)
         except BaseException:
-            await self._shut_down()
+            await _shut_down(core)
             raise
+        self._core = core
 
     async def _watch(self) -> None:
         """Start the core again whenever it has died."""
@@ -287,12 +287,8 @@ class VLLMEngine:
 
     async def _shut_down(self) -> None:
         core, self._core = self._core, None
-        if core is None:
-            return
-        if core.output_handler is not None:
-            # It would take the end of the processes for their death.
-            core.output_handler.cancel()
-        await asyncio.to_thread(core.shutdown)
+        if core is not None:
+            await _shut_down(core)
 
     async def _run(self, request: GenerateRequest, rendered: Any, params: Any) -> AsyncIterator[Any]:
         """vLLM's outputs of one request, its adapter held and its place counted."""
@@ -332,22 +328,6 @@ class VLLMEngine:
         except CoreDeadError as error:
             raise EngineDeadError("the engine died and is being started again: try again") from error
 
-    async def _load(self, name: str, adapter: _Adapter) -> None:
-        try:
-            await self._call("nightschool_load", adapter.number, name, str(adapter.folder))
-        except EngineDeadError:
-            raise
-        except Exception as error:
-            raise AdapterFormatError(f"vLLM cannot load {adapter.folder}: {error}") from error
-
-    async def _call(self, method: str, *args: Any) -> None:
-        from vllm.v1.engine.exceptions import EngineDeadError as CoreDeadError
-
-        try:
-            await self._living().collective_rpc(method, args=args)
-        except CoreDeadError as error:
-            raise EngineDeadError("the engine died and is being started again: try again") from error
-
     def _living(self) -> Any:
         if self._core is None or self._core.errored:
             raise EngineDeadError("the engine died and is being started again: try again")
@@ -358,6 +338,31 @@ class VLLMEngine:
         if found is None:
             raise UnknownAdapterError(name)
         return found
+
+
+async def _load(core: Any, name: str, adapter: _Adapter) -> None:
+    try:
+        await _call(core, "nightschool_load", adapter.number, name, str(adapter.folder))
+    except EngineDeadError:
+        raise
+    except Exception as error:
+        raise AdapterFormatError(f"vLLM cannot load {adapter.folder}: {error}") from error
+
+
+async def _call(core: Any, method: str, *args: Any) -> None:
+    from vllm.v1.engine.exceptions import EngineDeadError as CoreDeadError
+
+    try:
+        await core.collective_rpc(method, args=args)
+    except CoreDeadError as error:
+        raise EngineDeadError("the engine died and is being started again: try again") from error
+
+
+async def _shut_down(core: Any) -> None:
+    if core.output_handler is not None:
+        # It would take the end of the processes for their death.
+        core.output_handler.cancel()
+    await asyncio.to_thread(core.shutdown)
 
 
 def _read_folder(config: VLLMEngineConfig) -> tuple[ModelFolder, dict[str, TargetLinear]]:

@@ -66,6 +66,10 @@ class GrpcPort:
         admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, self._services)  # type: ignore[arg-type]
         await self._set_health(SERVING)
 
+    async def set_serving(self, serving: bool) -> None:
+        """What health says from now on; after `drain` began it stays NOT_SERVING."""
+        await self._set_health(SERVING if serving else NOT_SERVING)
+
     async def drain(self, grace_s: float, idle: Callable[[], Awaitable[None]]) -> None:
         """Say so, take no new call, give those in flight `grace_s` to end, then cancel them.
 

@@ -31,7 +31,19 @@ class _Row:
 
 
 async def check_mixed_batches(core: Any, config: VLLMEngineConfig) -> None:
-    """Raise ModelFormatError where a mixed batch is answered wrongly."""
+    """Raise ModelFormatError where a mixed batch is answered wrongly, or nothing is."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    try:
+        await _check(core, config)
+    except EngineDeadError as error:
+        raise ModelFormatError(
+            f"vLLM stopped at its first answer with model {config.model!r}: the lines above say why; another model, or "
+            "--engine transformers, may do"
+        ) from error
+
+
+async def _check(core: Any, config: VLLMEngineConfig) -> None:
     rank = min(8, config.max_lora_rank)
     one, two, retired = range(_FIRST_NUMBER, _FIRST_NUMBER + 3)
     for number in (one, two, retired):
