@@ -18,6 +18,7 @@ from nightschool_server.errors import (
     ConfigError,
     EngineDeadError,
     FailedPreconditionError,
+    InvalidRequestError,
     ModelFormatError,
     OverloadedError,
     UnknownAdapterError,
@@ -132,6 +133,12 @@ async def test_one_adapter_too_many_is_refused_with_the_setting_to_raise(world: 
     with pytest.raises(OverloadedError, match=r"engine\.max_cpu_loras is 4: raise it"):
         await engine.load_adapter("fourth", world.adapters["first"])
     await engine.unload_adapter("third")
+
+
+async def test_a_temperature_beyond_vllm_is_refused_by_name(world: World, engine: VLLMEngine) -> None:
+    with pytest.raises(InvalidRequestError, match="temperature") as caught:
+        await answer(engine, request("Hi", temperature=3.0))
+    assert caught.value.field == "temperature"
 
 
 async def test_more_adapters_than_slots_take_turns(world: World) -> None:

@@ -10,7 +10,8 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,20 +21,18 @@ from nightschool_server.engine import (
     PRACTICE_PRIORITY,
     Delta,
     EngineStats,
-    FinishReason,
     GenerateRequest,
     ModelInfo,
     Prompt,
     Sampling,
     Scores,
-    TopLogprob,
 )
 from nightschool_server.engines.checks import check_length, check_sampling
 from nightschool_server.engines.lora import TargetLinear
 from nightschool_server.engines.lora_files import read_adapter
 from nightschool_server.engines.model_folder import ModelFolder, read_model_folder
-from nightschool_server.engines.on_vllm.core import MAX_LOGPROBS, VLLMEngineConfig, start_core
-from nightschool_server.engines.on_vllm.endings import Endings
+from nightschool_server.engines.on_vllm.answers import Answers, sampling_params
+from nightschool_server.engines.on_vllm.core import VLLMEngineConfig, start_core
 from nightschool_server.engines.on_vllm.mixed_test import check_mixed_batches
 from nightschool_server.engines.on_vllm.prompts import Prompts
 from nightschool_server.engines.on_vllm.targets import adapter_targets
@@ -51,8 +50,6 @@ log = logging.getLogger(__name__)
 
 WATCH_S = 0.2
 """How often a core's life is looked at, seconds."""
-
-_FINISH: dict[str, FinishReason] = {"stop": "stop", "length": "length", "abort": "cancelled"}
 
 
 @dataclass
@@ -113,19 +110,20 @@ class VLLMEngine:
         # Greedy answers are all the same one, and vLLM refuses to make it twice.
         num_copies = request.sampling.n if request.sampling.temperature == 0 else 1
         request = replace(request, sampling=replace(request.sampling, n=request.sampling.n // num_copies))
-        params = _sampling_params(request.sampling)
+        params = sampling_params(request.sampling)
         rendered, num_prompt, _ = await self._prompts.render(core, request.prompt)
         check_length(num_prompt, request.sampling.max_tokens, self.model.context_length)
         num_cached = 0
-        endings = Endings(self._folder.tokenizer)
-        async for output in self._run(request, rendered, params):
-            num_cached = max(num_cached, output.num_cached_tokens or 0)
-            for completion in output.outputs:
-                self._num_generated += len(completion.token_ids)
-                delta = self._delta(completion, endings.text(completion), request.sampling, (num_prompt, num_cached))
-                yield delta
-                for index in range(1, num_copies):
-                    yield replace(delta, index=index, num_cached_tokens=num_prompt)
+        answers = Answers(self._folder.tokenizer, request.sampling, num_prompt)
+        async with aclosing(self._run(request, rendered, params)) as outputs:
+            async for output in outputs:
+                num_cached = max(num_cached, output.num_cached_tokens or 0)
+                for completion in output.outputs:
+                    self._num_generated += len(completion.token_ids)
+                    delta = answers.delta(completion, num_cached)
+                    yield delta
+                    for index in range(1, num_copies):
+                        yield replace(delta, index=index, num_cached_tokens=num_prompt)
         self._num_prompt += num_prompt
         self._num_cached += num_cached
 
@@ -224,31 +222,6 @@ class VLLMEngine:
         await self._shut_down()
         self._prompts.close()
 
-    def _delta(self, completion: Any, text: str, sampling: Sampling, prompt: tuple[int, int]) -> Delta:
-        logprobs: tuple[float, ...] = ()
-        tops: tuple[tuple[TopLogprob, ...], ...] = ()
-        if completion.logprobs is not None:
-            by_token = list(zip(completion.logprobs, completion.token_ids, strict=True))
-            if sampling.logprobs:
-                logprobs = tuple(float(entry[token].logprob) for entry, token in by_token)
-            if sampling.top_logprobs:
-                tops = tuple(self._top(entry, sampling.top_logprobs) for entry, _ in by_token)
-        return Delta(
-            index=completion.index,
-            text=text,
-            token_ids=tuple(completion.token_ids),
-            logprobs=logprobs,
-            top_logprobs=tops,
-            finish_reason=_FINISH.get(completion.finish_reason, "cancelled") if completion.finish_reason else None,
-            num_prompt_tokens=prompt[0],
-            num_cached_tokens=prompt[1],
-        )
-
-    def _top(self, entry: Any, count: int) -> tuple[TopLogprob, ...]:
-        ranked = sorted(entry.items(), key=lambda item: item[1].rank)[:count]
-        decode = self._folder.tokenizer.decode
-        return tuple(TopLogprob(token, decode([token]), float(found.logprob)) for token, found in ranked)
-
     async def _open(self) -> None:
         """Start a core, prove it, and bring back what was loaded; it serves from then on."""
         core = await start_core(self._config, self._folder)
@@ -290,7 +263,7 @@ class VLLMEngine:
         if core is not None:
             await _shut_down(core)
 
-    async def _run(self, request: GenerateRequest, rendered: Any, params: Any) -> AsyncIterator[Any]:
+    async def _run(self, request: GenerateRequest, rendered: Any, params: Any) -> AsyncGenerator[Any, None]:
         """vLLM's outputs of one request, its adapter held and its place counted."""
         practice = request.priority >= PRACTICE_PRIORITY
         waiting = self._in_flight[practice] - self._config.num_slots
@@ -300,13 +273,12 @@ class VLLMEngine:
         adapter.num_requests += 1
         self._in_flight[practice] += request.sampling.n
         try:
-            if practice:
-                # Half of the slots stay free of practice, so that a live request never waits for one of its answers.
-                async with self._practice_room:
-                    async for output in self._stream(request, adapter, rendered, params):
-                        yield output
-            else:
-                async for output in self._stream(request, adapter, rendered, params):
+            # Half of the slots stay free of practice, so that a live request never waits for one of its answers.
+            async with (
+                self._practice_room if practice else nullcontext(),
+                aclosing(self._stream(request, adapter, rendered, params)) as outputs,
+            ):
+                async for output in outputs:
                     yield output
         finally:
             adapter.num_requests -= 1
@@ -314,17 +286,19 @@ class VLLMEngine:
 
     async def _stream(
         self, request: GenerateRequest, adapter: _Adapter, rendered: Any, params: Any
-    ) -> AsyncIterator[Any]:
+    ) -> AsyncGenerator[Any, None]:
         from vllm.lora.request import LoRARequest
         from vllm.v1.engine.exceptions import EngineDeadError as CoreDeadError
 
         lora = LoRARequest(lora_name=f"{adapter.number}", lora_int_id=adapter.number, lora_path=str(adapter.folder))
         request_id = f"{request.request_id}-{next(self._request_ids)}"
         try:
-            async for output in self._living().generate(
+            running = self._living().generate(
                 rendered, params, request_id, lora_request=lora, priority=request.priority
-            ):
-                yield output
+            )
+            async with aclosing(running) as outputs:
+                async for output in outputs:
+                    yield output
         except CoreDeadError as error:
             raise EngineDeadError("the engine died and is being started again: try again") from error
 
@@ -368,24 +342,3 @@ async def _shut_down(core: Any) -> None:
 def _read_folder(config: VLLMEngineConfig) -> tuple[ModelFolder, dict[str, TargetLinear]]:
     folder = read_model_folder(config.model, context_length=config.context_length, max_lora_rank=config.max_lora_rank)
     return folder, adapter_targets(folder)
-
-
-def _sampling_params(sampling: Sampling) -> Any:
-    from vllm.sampling_params import RequestOutputKind, SamplingParams
-
-    if sampling.top_logprobs > MAX_LOGPROBS:
-        raise InvalidRequestError("top_logprobs", f"top_logprobs is {sampling.top_logprobs}; at most {MAX_LOGPROBS}")
-    wants_logprobs = sampling.logprobs or sampling.top_logprobs
-    return SamplingParams(
-        n=sampling.n,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        seed=sampling.seed,
-        stop=list(sampling.stop),
-        max_tokens=sampling.max_tokens,
-        logprobs=sampling.top_logprobs if wants_logprobs else None,
-        ignore_eos=sampling.ignore_eos,
-        output_kind=RequestOutputKind.DELTA,
-        skip_special_tokens=True,
-    )
