@@ -148,7 +148,8 @@ class VLLMServe:
         self._process = Process(command, env={"PYTHONPATH": path})
         self._http = aiohttp.ClientSession(
             f"http://127.0.0.1:{port}",
-            connector=aiohttp.TCPConnector(limit=0),
+            # The server closes idle connections after 5 s, also those that it slept over: drop them before it does.
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=2),
             timeout=aiohttp.ClientTimeout(total=ANSWER_S),
         )
         ends = time.perf_counter() + START_S
