@@ -153,6 +153,7 @@ class Learner:
             seed=row.seed,
             incumbent=row.incumbent or BASE,
             config=LearnerConfig.model_validate_json(row.config),
+            engine=self.config.engine,
             home=self.home,
             store=self.store,
             app=self.app,

@@ -69,6 +69,16 @@ class AlarmLimits(_Frozen):
     """Tokens of chosen over tokens of rejected answers: more of it teaches length."""
 
 
+class Placing(_Frozen):
+    """What decides where the trainer runs; see `nightschool_server/placement.py`."""
+
+    placement: Literal["auto", "separate", "split", "sleep", "remote"] = "auto"
+    device: str = ""
+    memory_fraction: float = 0.0
+    engine_device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    engine_memory_fraction: float = 0.9
+
+
 class ProbePrompt(_Frozen):
     """A text-only prompt and an answer whose logprobs the trained model records."""
 
@@ -103,6 +113,7 @@ class Manifest(_Frozen):
     hyperparameters: Hyperparameters
     limits: AlarmLimits = AlarmLimits()
     seed: int
+    placing: Placing = Placing()
     nice: Annotated[int, Field(ge=0, le=19)] = 10
     num_threads: Annotated[int, Field(ge=1)] = 1
     probes: tuple[ProbePrompt, ...] = ()

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from nightschool import AsyncClient
     from nightschool_server.app import App
     from nightschool_server.config.learner import LearnerConfig
+    from nightschool_server.config.serving import EngineConfig
     from nightschool_server.home import Home
     from nightschool_server.store.store import Store
 
@@ -103,6 +104,8 @@ class Cycle:
     """Name of the adapter that was active when the cycle started; `base` for none."""
     config: LearnerConfig
     """With the cycle's overrides applied."""
+    engine: EngineConfig
+    """What serves, which decides where training may run."""
     home: Home
     store: Store
     app: App

@@ -57,11 +57,11 @@ class Run:
 
     @contextmanager
     def timed(self, phase: Phase) -> Iterator[None]:
-        """Tell the phase and keep its wall time."""
+        """Tell the phase and add up its wall time."""
         self.tell(phase)
         start = time.monotonic()
         yield
-        self.seconds[phase] = round(time.monotonic() - start, 3)
+        self.seconds[phase] = round(self.seconds.get(phase, 0.0) + time.monotonic() - start, 3)
 
 
 def main(arguments: list[str]) -> int:
@@ -86,12 +86,20 @@ def main(arguments: list[str]) -> int:
 
 
 def train(run: Run) -> Result:
-    """Train, publish and write the result."""
+    """Train, publish and write the result. Raises StageFailedError where it cannot be done here."""
     with run.timed("loading"):
         _import_silently()
+        from nightschool_learner.trainer_device import told_of_its_share
+    with told_of_its_share(run.manifest.placing):
+        return _train(run)
+
+
+def _train(run: Run) -> Result:
+    with run.timed("loading"):
+        from nightschool_learner.trainer_device import place_trainer
         from nightschool_learner.trainer_model import load_student
 
-        student = load_student(run.manifest)
+        student = load_student(run.manifest, place_trainer(run.manifest.placing))
     with run.timed("preparing"):
         trainer = _prepare(run, student)
         checkpoint = last_whole_checkpoint(run.folder.checkpoints)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from nightschool_server.engine import BASE
 from nightschool_server.engines.loading import LoadedModel, load_model
@@ -44,13 +44,13 @@ class Student:
         return self.loaded.renderer
 
 
-def load_student(manifest: Manifest) -> Student:
+def load_student(manifest: Manifest, device: Literal["cpu", "cuda", "mps"]) -> Student:
     """Load base and parent. On a CPU in float32, because bfloat16 is emulated there; on a GPU in bfloat16.
 
     A parent keeps its own rank, alpha and layers, whatever the manifest says: a LoRA cannot change them.
     Raises StageFailedError where the base is not the served one or the parent has no folder.
     """
-    loaded = load_base(manifest.base_model)
+    loaded = load_base(manifest.base_model, device)
     if manifest.base_digest and loaded.info.digest != manifest.base_digest:
         raise StageFailedError(
             f"{manifest.base_model} has digest {loaded.info.digest[:12]}, the server serves "
@@ -70,9 +70,9 @@ def load_student(manifest: Manifest) -> Student:
     return Student(model, loaded, None, targets if isinstance(targets, str) else ",".join(sorted(targets)))
 
 
-def load_base(base_model: str) -> LoadedModel:
+def load_base(base_model: str, device: Literal["auto", "cpu", "cuda", "mps"] = "auto") -> LoadedModel:
     """The base model as the engine loads it, on plain attention: on a GPU in bfloat16, else in float32."""
-    return load_model(TransformersEngineConfig(base_model))
+    return load_model(TransformersEngineConfig(base_model, device=device))
 
 
 def fresh_lora(pattern: str, wanted: Hyperparameters) -> LoraConfig:

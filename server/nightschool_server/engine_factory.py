@@ -44,14 +44,14 @@ def engine_kind(config: EngineConfig) -> str:
         return "vllm"
     if not installed:
         return "transformers"
-    reason = _why_not_vllm(config.model)
+    reason = why_not_vllm(config.model)
     if reason:
         log.info("event=engine_chosen engine=transformers reason=%s", reason)
         return "transformers"
     return "vllm"
 
 
-def _why_not_vllm(model: str) -> str:
+def why_not_vllm(model: str) -> str:
     """Why vLLM cannot serve the model's architecture here, empty where it can."""
     from nightschool_server.engines.on_vllm.support import why_unsupported
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import logging
 import os
 import signal
@@ -29,6 +30,7 @@ USER_MISTAKE = 2
 
 EXAMPLE = """example:
   nightschool serve --model examples/shop/model --app examples.shop.app:app
+  nightschool doctor --model examples/shop/model
   nightschool token create alice --scope user"""
 
 
@@ -40,7 +42,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(words)
     _configure_logging(verbose=getattr(options, "verbose", False))
     home = Home(Path(options.home).expanduser().absolute())
-    commands = {"serve": _serve, "create": _create_token, "list": _list_tokens, "revoke": _revoke_token}
+    commands = {
+        "serve": _serve,
+        "doctor": _doctor,
+        "create": _create_token,
+        "list": _list_tokens,
+        "revoke": _revoke_token,
+    }
     try:
         return commands[options.command](home, options)
     except NightschoolError as error:
@@ -74,6 +82,17 @@ def _serve(home: Home, options: argparse.Namespace) -> int:
     except asyncio.CancelledError:
         log.info("event=stopped_while_starting")
     return 0
+
+
+def _doctor(home: Home, options: argparse.Namespace) -> int:
+    config = load_config(home, overrides=_overrides(options))
+    from nightschool_server import doctor
+
+    for name in ("vllm", "transformers"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    findings = doctor.examine(home, config)
+    print(json.dumps(doctor.as_dicts(findings), indent=1) if options.json else doctor.as_text(findings))  # noqa: T201
+    return int(doctor.has_fault(findings))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -146,6 +165,17 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _add_serve(serve)
+    examined = commands.add_parser(
+        "doctor",
+        parents=[home],
+        help="say what this machine can serve and where it can train",
+        description="Say what this machine can serve and where it can train, and why not. Changes nothing; exit code 1 "
+        "where serving as configured would fail.",
+        epilog="example:\n  nightschool doctor --model examples/shop/model --app examples.shop.app:app",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_settings(examined)
+    examined.add_argument("--json", action="store_true", help="print the findings as JSON")
     tokens = commands.add_parser("token", help="make, list and revoke tokens", description="Tokens of a home folder.")
     actions = tokens.add_subparsers(dest="command", required=True, metavar="ACTION")
     create = actions.add_parser("create", parents=[home], help="make a token and print it; it is not shown again")
@@ -156,13 +186,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_serve(serve: argparse.ArgumentParser) -> None:
+def _add_settings(serve: argparse.ArgumentParser) -> None:
     serve.add_argument("--model", metavar="PATH", help="model folder or hub id (engine.model)")
     serve.add_argument("--app", metavar="MODULE:ATTR", help="the application that brings tools (agent.app)")
     serve.add_argument("--host", help="address to listen on (server.host; default: loopback)")
     serve.add_argument("--port", type=int, help="port to listen on, 0 for any free one (server.port)")
     serve.add_argument("--engine", metavar="KIND", help="which engine runs the model (engine.kind)")
-    serve.add_argument("--no-learner", action="store_true", help="serve only; `nightschool learn` runs the learner")
     serve.add_argument(
         "--set",
         action="append",
@@ -171,6 +200,11 @@ def _add_serve(serve: argparse.ArgumentParser) -> None:
         metavar="SECTION.KEY=VALUE",
         help="any other setting of config.toml, e.g. --set server.drain_s=5; may be repeated",
     )
+
+
+def _add_serve(serve: argparse.ArgumentParser) -> None:
+    _add_settings(serve)
+    serve.add_argument("--no-learner", action="store_true", help="serve only; `nightschool learn` runs the learner")
     serve.add_argument("--verbose", action="store_true", help="log every call")
 
 

@@ -61,7 +61,8 @@ class World:
         resumed = asyncio.Event()
         resumed.set()
         cycle = Cycle(
-            id=row.id, seed=row.seed, incumbent=row.incumbent or "base", config=config, home=self.home,
+            id=row.id, seed=row.seed, incumbent=row.incumbent or "base", config=config,
+            engine=self.config.engine, home=self.home,
             store=self.store, app=self.app, app_ref=APP, client=self.client, progress=progress.__getitem__,
             cancelled=asyncio.Event(), resumed=resumed,
         )  # fmt: skip

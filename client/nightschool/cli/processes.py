@@ -1,6 +1,7 @@
-"""`serve`, `learn` and `token`: this process becomes one of the server's or the learner's, arguments passed through.
+"""`serve`, `doctor`, `learn` and `token`: this process becomes one of the server's or the learner's.
 
-The client imports neither package: it looks whether the extra is installed and calls exec.
+Arguments are passed through. The client imports neither package: it looks whether the extra is installed and calls
+exec.
 """
 
 from __future__ import annotations
@@ -38,6 +39,17 @@ def serve(target: Target, *, arguments: Sequence[str]) -> None:
     Example: nightschool serve --model examples/shop/model --app examples.shop.app:app
     """
     _become("server", "nightschool_server", target, ["serve", *arguments])
+
+
+@click.command(context_settings=PASS_THROUGH, add_help_option=False)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.pass_obj
+def doctor(target: Target, *, arguments: Sequence[str]) -> None:
+    """Say what this machine can serve and where it can train.
+
+    Example: nightschool doctor --model examples/shop/model
+    """
+    _become("server", "nightschool_server", target, ["doctor", *arguments])
 
 
 @click.command(context_settings=PASS_THROUGH, add_help_option=False)

@@ -19,9 +19,9 @@ import tomllib
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Self, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from nightschool_server.config.learner import LearnerConfig
 from nightschool_server.config.serving import (
@@ -34,6 +34,7 @@ from nightschool_server.config.serving import (
 )
 from nightschool_server.errors import ConfigError
 from nightschool_server.home import Home
+from nightschool_server.placement import split_fraction
 
 ENVIRONMENT_PREFIX = "NIGHTSCHOOL__"
 
@@ -50,6 +51,15 @@ class Config(BaseModel):
     adapters: AdaptersConfig = AdaptersConfig()
     agent: AgentConfig = AgentConfig()
     learner: LearnerConfig = LearnerConfig()
+
+    @model_validator(mode="after")
+    def _split_fits(self) -> Self:
+        if self.learner.train.placement == "split":
+            try:
+                split_fraction(self.learner.train, self.engine)
+            except ConfigError as error:
+                raise ValueError(str(error)) from error
+        return self
 
     @property
     def app(self) -> str:

@@ -51,6 +51,13 @@ class TrainConfig(_Section):
     max_length: Annotated[int, Field(ge=16)] = 10_240
     """Tokens of prompt and answer; a longer pair is dropped and counted, never cut."""
     checkpoint_steps: Positive = 50
+    placement: Literal["auto", "separate", "split", "sleep", "remote"] = "auto"
+    """Where training runs beside serving: on a device of its own, in a share of the engine's, on the engine's while it
+    sleeps, or on another host. `auto`: `separate` where there is a device for it, else `split`."""
+    device: Annotated[str, Field(pattern=r"^(|cpu|mps|cuda:\d+)$")] = ""
+    """Of the training process, e.g. cuda:1. Empty: what the placement chooses."""
+    memory_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """`split`: the trainer's share of the device's memory. 0: what `engine.memory_fraction` leaves."""
     nice: Annotated[int, Field(ge=0, le=19)] = 10
     """Niceness of the training process."""
     num_threads: Positive = 1
