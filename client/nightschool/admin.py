@@ -37,11 +37,10 @@ from nightschool.methods import (
     WATCH_CYCLE,
 )
 from nightschool.options import new_request_id
+from nightschool.placement import SLOW_TIMEOUT_S, AsyncPlacement, Placement
 from nightschool.records import Adapter, AdapterState, Cycle, LearnerStatus, Pair, RouteChange, Status, Task
 
 PAGE_SIZE = 100
-SLOW_TIMEOUT_S = 600.0
-"""Of calls that load, probe or copy an adapter, where they bring no timeout of their own."""
 
 
 class AsyncAdapters:
@@ -185,6 +184,7 @@ class AsyncAdmin:
         self.adapters = AsyncAdapters(caller)
         self.cycles = AsyncCycles(caller)
         self.learner = AsyncLearner(caller)
+        self.placement = AsyncPlacement(caller)
 
     async def status(self) -> Status:
         """The server, its engine, its log and its learner."""
@@ -268,6 +268,7 @@ class Admin:
         self.adapters = Adapters(inner.adapters)
         self.cycles = Cycles(inner.cycles)
         self.learner = Learner(inner.learner)
+        self.placement = Placement(inner.placement)
 
     status = blocking(AsyncAdmin.status)
     tasks = blocking_iterator(AsyncAdmin.tasks)

@@ -271,3 +271,12 @@ class Pair:
     chosen: str
     rejected: str
     margin: float
+
+
+@dataclass(frozen=True)
+class RunChunk:
+    """A piece of a training run on its way to a trainer on another host."""
+
+    cycle_id: str
+    chunk: bytes
+    """Of a tar archive."""

@@ -20,6 +20,7 @@ from nightschool_server.engine import BASE
 from nightschool_server.store.store import Store
 
 from nightschool_learner import records
+from nightschool_learner.elsewhere import Device, adapter_from_elsewhere, alarms_of, lent_device
 from nightschool_learner.errors import StageFailedError
 from nightschool_learner.manifest import (
     AlarmLimits,
@@ -65,14 +66,15 @@ class TrainStage:
             manifest = make_manifest(cycle, folder.path, status.base_model, status.base_model_digest)
             write_whole(folder.manifest, manifest.model_dump_json(indent=1))
         progress = cycle.progress(self.name)
+        if cycle.config.train.placement == "remote":
+            return await _train_elsewhere(cycle, folder, progress)
         result = folder.read_result() or await _train(cycle, folder, progress)
         progress.begin(result.num_steps, result.num_steps, _counts(result))
         await asyncio.to_thread(plot_training, folder.read_metrics(), result, cycle.folder / "plots")
         for alarm in result.alarms:
             logger.warning("event=training_alarm cycle=%s alarm=%s message=%s", cycle.id, alarm.name, alarm.message)
-        if result.alarms and cycle.config.train.on_alarm == "reject":
-            said = "; ".join(alarm.message for alarm in result.alarms)
-            return Ending("rejected", f"training raised an alarm and learner.train.on_alarm is 'reject': {said}")
+        if ending := _ending_of([alarm.message for alarm in result.alarms], cycle):
+            return ending
         await _register(cycle, result, progress)
         return None
 
@@ -153,10 +155,26 @@ def choose_probes(store: Store, cycle_id: str, tools: Sequence[ToolSpec], num_pr
     )
 
 
+async def _train_elsewhere(cycle: Cycle, folder: RunFolder, progress: Progress) -> Ending | None:
+    name = await adapter_from_elsewhere(cycle, folder, progress)
+    if ending := _ending_of(alarms_of(cycle, name), cycle):
+        return ending
+    records.set_candidate(cycle.store, cycle.id, name)
+    progress.say(f"candidate {name}")
+    return None
+
+
+def _ending_of(alarms: Sequence[str], cycle: Cycle) -> Ending | None:
+    if not alarms or cycle.config.train.on_alarm != "reject":
+        return None
+    return Ending("rejected", f"training raised an alarm and learner.train.on_alarm is 'reject': {'; '.join(alarms)}")
+
+
 async def _train(cycle: Cycle, folder: RunFolder, progress: Progress) -> Result:
     """Run trainers until the run is complete; one that was killed goes on from its checkpoint."""
     for attempt in range(cycle.config.train.max_restarts + 1):
-        code = await _run_trainer(cycle, folder, progress)
+        async with lent_device(cycle, progress) as device:
+            code = await _run_trainer(cycle, folder, progress, device)
         result = folder.read_result()
         if result is not None:
             return result
@@ -169,7 +187,7 @@ async def _train(cycle: Cycle, folder: RunFolder, progress: Progress) -> Result:
     )
 
 
-async def _run_trainer(cycle: Cycle, folder: RunFolder, progress: Progress) -> int:
+async def _run_trainer(cycle: Cycle, folder: RunFolder, progress: Progress, device: Device) -> int:
     """One trainer from start to end, its progress passed on. A cancelled cycle ends it, a paused learner holds it."""
     cycle.check()
     child = await start_trainer(folder)
@@ -179,6 +197,7 @@ async def _run_trainer(cycle: Cycle, folder: RunFolder, progress: Progress) -> i
             await asyncio.wait({ended}, timeout=POLL_S)
             _show(folder, progress)
             cycle.check()
+            device.check()
             if held == cycle.resumed.is_set():
                 held = not held
                 (child.hold if held else child.go_on)()

@@ -6,6 +6,7 @@ Owns the places of calls in flight, each kind apart, so that practice and admini
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -23,26 +24,24 @@ class Counters:
     num_failed: int = 0
     """Ended by a fault of the server, not by a mistake of the caller; see `status.SERVER_FAULTS`."""
     num_in_flight: dict[Kind, int] = field(default_factory=lambda: dict.fromkeys(get_args(Kind), 0))
-    _idle: asyncio.Event = field(default_factory=asyncio.Event)
+    is_lent: bool = False
+    """The engine's device is lent to a trainer, or about to be: new calls of the model are refused."""
+    _left: asyncio.Event = field(default_factory=asyncio.Event)
 
     def enter(self, kind: Kind) -> None:
         """One call more."""
         self.num_in_flight[kind] += 1
-        self._idle.clear()
 
     def leave(self, kind: Kind) -> None:
         """One call less."""
         self.num_in_flight[kind] -= 1
-        if self._is_idle():
-            self._idle.set()
+        self._left.set()
 
-    async def idle(self) -> None:
-        """Returns when no call is in flight but those that only watch."""
-        if not self._is_idle():
-            await self._idle.wait()
-
-    def _is_idle(self) -> bool:
-        return not any(count for kind, count in self.num_in_flight.items() if kind != "watch")
+    async def idle(self, kinds: Sequence[Kind] = ("live", "practice", "admin")) -> None:
+        """Returns when no call of these kinds is in flight; those that only watch hold nothing up."""
+        while any(self.num_in_flight[kind] for kind in kinds):
+            self._left.clear()
+            await self._left.wait()
 
 
 class Slot:

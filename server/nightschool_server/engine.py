@@ -154,7 +154,7 @@ class Engine(Protocol):
         Closing the iterator or cancelling its task aborts the request at the engine's next step.
         Raises InvalidRequestError (an image that does not decode, a template that refuses the
         messages), ContextOverflowError, UnknownAdapterError before the first delta, and
-        EngineDeadError at any time.
+        EngineDeadError and EngineAsleepError at any time.
         """
         ...
 
@@ -183,6 +183,18 @@ class Engine(Protocol):
         Everything else, the base included, stays exact as a low-rank correction. Requests in flight are not
         disturbed. Raises UnknownAdapterError, FailedPreconditionError where the lane is switched off.
         """
+        ...
+
+    async def sleep(self) -> None:
+        """Give the device's memory to others: refuse requests from now on, wait for those in flight, then let go.
+
+        Requests meanwhile raise EngineAsleepError, and `healthy` is False. Raises FailedPreconditionError where the
+        engine cannot, or sleeps already.
+        """
+        ...
+
+    async def wake(self) -> None:
+        """Serve again with the adapters and the merged one of before, proven; nothing where it is awake."""
         ...
 
     def stats(self) -> EngineStats:

@@ -15,7 +15,8 @@ NightschoolError
 ├── AuthenticationError        no token, or one that is not known
 ├── PermissionError_           a known token without the needed scope
 ├── OverloadedError            a bounded queue is full: try again after a while
-└── EngineDeadError            the engine stopped stepping
+├── EngineDeadError            the engine stopped stepping
+└── EngineAsleepError          the engine has left its device to a trainer
 """
 
 from __future__ import annotations
@@ -102,3 +103,7 @@ class OverloadedError(NightschoolError):
 
 class EngineDeadError(NightschoolError):
     """The engine stopped; requests in flight are lost, a later one may succeed."""
+
+
+class EngineAsleepError(NightschoolError):
+    """The engine has left its device to a trainer, or to an operator; it will be back."""

@@ -99,7 +99,9 @@ async def serving(
         images = Images(lambda sha256: _blob(store, sha256))
         runtime = Runtime(home, config, store, tokens, running, registry, request_log, images, app, workers, counters)
         await port.open(AgentService(runtime), AdminService(runtime))
-        stack.push_async_callback(_cancelled, asyncio.create_task(_follow_engine(port, running), name="engine_health"))
+        stack.push_async_callback(
+            _cancelled, asyncio.create_task(_follow_engine(port, running, counters), name="engine_health")
+        )
         learner = _learner(home, store, config, options, app)
         if learner is not None:
             stack.push_async_callback(learner.stop)
@@ -164,13 +166,14 @@ async def _registry(home: Home, store: Store, engine: Engine, config: Config, st
     return registry
 
 
-async def _follow_engine(port: GrpcPort, engine: Engine) -> None:
+async def _follow_engine(port: GrpcPort, engine: Engine, counters: Counters) -> None:
     """Have health say whether the engine serves."""
     said = True
     while True:
         await asyncio.sleep(HEALTH_S)
-        if engine.healthy() != said:
-            said = engine.healthy()
+        serves = engine.healthy() and not counters.is_lent
+        if serves != said:
+            said = serves
             log.warning("event=health_changed serving=%s reason=engine", said)
             await port.set_serving(said)
 

@@ -182,5 +182,9 @@ DEFAULTS: dict[str, Step] = {
             admin_pb2.ExportPairsResponse(chunk=b'{"prompt": 2}\n'),
         ]
     ),
+    "SleepEngine": lambda request, context: iter([admin_pb2.SleepEngineResponse(seconds_asleep=n) for n in (0.5, 1.5)]),
+    "ExportRun": lambda request, context: iter(
+        [admin_pb2.ExportRunResponse(cycle_id="cyc_1", chunk=chunk) for chunk in (b"tar", b"ball")]
+    ),
     "ForgetUser": lambda request, context: admin_pb2.ForgetUserResponse(num_requests=12),
 }

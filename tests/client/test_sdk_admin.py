@@ -31,7 +31,7 @@ from nightschool_proto.v1 import admin_pb2, agent_pb2, content_pb2
 from tests.client.fake_replies import adapter, cycle
 from tests.client.fake_server import FakeServer
 
-RENAMED = {"Status": "GetStatusResponse", "Reply": "GenerateResponse"}
+RENAMED = {"Status": "GetStatusResponse", "Reply": "GenerateResponse", "RunChunk": "ExportRunResponse"}
 NOT_ON_THE_WIRE = {"Text", "ToolCalled", "ToolReturned", "TaskResult"}
 
 
@@ -83,6 +83,9 @@ async def test_the_async_admin_gives_what_the_blocking_one_gives(client: Client,
     assert [found async for found in theirs.tasks()] == list(ours.tasks())
     assert [found async for found in theirs.pairs()] == list(ours.pairs())
     assert [chunk async for chunk in theirs.export_pairs()] == list(ours.export_pairs())
+    assert [chunk async for chunk in theirs.placement.export_run()] == list(ours.placement.export_run())
+    assert [seconds async for seconds in theirs.placement.sleep_engine()] == [0.5, 1.5]
+    assert list(ours.placement.sleep_engine(reason="a test")) == [0.5, 1.5]
     assert [found async for found in theirs.cycles.watch("cyc_1")] == list(ours.cycles.watch("cyc_1"))
     assert await theirs.adapters.get("4-00ff00ff") == ours.adapters.get("4-00ff00ff")
     assert await theirs.cycles.get("cyc_1") == ours.cycles.get("cyc_1")
@@ -98,7 +101,7 @@ def test_blocking_and_async_surfaces_are_the_same() -> None:
     from nightschool import admin, streams, tasks
 
     assert public(Client) == public(AsyncClient)
-    for name in ("Adapters", "Cycles", "Learner", "Admin"):
+    for name in ("Adapters", "Cycles", "Learner", "Placement", "Admin"):
         assert public(getattr(admin, name)) == public(getattr(admin, f"Async{name}"))
     assert public(streams.Stream) == {name.replace("aclose", "close") for name in public(streams.AsyncStream)}
     assert public(tasks.TaskRun) == {name.replace("aclose", "close") for name in public(tasks.AsyncTaskRun)}

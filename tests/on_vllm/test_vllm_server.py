@@ -1,4 +1,4 @@
-"""A real server on vLLM: its engine is killed under calls in flight, then the server itself."""
+"""A real server on vLLM: its engine is killed under calls in flight, sleeps, and is left behind by a killed server."""
 
 from __future__ import annotations
 
@@ -99,3 +99,32 @@ async def test_a_killed_engine_is_unavailable_then_back_and_nothing_acknowledged
         server.kill()
     _, alive = psutil.wait_procs(left, timeout=GONE_S)
     assert alive == [], "vLLM's processes do not outlive a server that could not stop them"
+
+
+@pytest.mark.timeout(400)
+async def test_a_sleeping_engine_leaves_no_process_and_wakes_with_the_adapter_that_it_served(tmp_path: Path) -> None:
+    with ServerProcess(tmp_path / "home", "--engine", "vllm", "--no-learner") as server:
+        async with stubs(server.address) as wire:
+            name = await promoted(wire, server.admin, make_adapter(SHOP_MODEL, tmp_path / "adapter", 1))
+            before = await wire.agent.Generate(ask("What is 12 plus 7?"), metadata=server.admin)
+            watch = wire.health.Watch(health_pb2.HealthCheckRequest(service="nightschool.v1.AgentService"))
+            long = wire.agent.StreamGenerate(ask("hi", max_tokens=400, ignore_eos=True), metadata=server.admin)
+            while not (await long.read()).HasField("delta"):
+                pass
+            sleeping = wire.admin.SleepEngine(admin_pb2.SleepEngineRequest(reason="a test"), metadata=server.admin)
+            asleep = asyncio.create_task(sleeping.read())
+            await until(watch, health_pb2.HealthCheckResponse.NOT_SERVING)
+            await read_to_the_end(long)
+            assert long.done()
+            assert await long.code() == grpc.StatusCode.OK, "what was in flight is answered to its end"
+            assert (await asleep).seconds_asleep >= 0
+            assert engine_processes(server) == []
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await wire.agent.Generate(ask("hi"), metadata=server.admin)
+            assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+            assert any(d.Is(error_details_pb2.RetryInfo.DESCRIPTOR) for d in details(caught.value))
+
+            sleeping.cancel()
+            await until(watch, health_pb2.HealthCheckResponse.SERVING)
+            after = await wire.agent.Generate(ask("What is 12 plus 7?"), metadata=server.admin)
+            assert (after.adapter, after.answers) == (name, before.answers)

@@ -33,6 +33,7 @@ class FakeEngine:
         self.loads: list[str] = []
         self.merges: list[str] = []
         self.merged = BASE
+        self.is_asleep = False
         self.unmergeable: set[str] = set()
         self.merge_gate = asyncio.Event()
         self.merge_gate.set()
@@ -82,8 +83,14 @@ class FakeEngine:
     def stats(self) -> EngineStats:
         return EngineStats(0, 0, 0, 0, 0, tuple(self.effects), self.merged)
 
+    async def sleep(self) -> None:
+        self.is_asleep = True
+
+    async def wake(self) -> None:
+        self.is_asleep = False
+
     def healthy(self) -> bool:
-        return True
+        return not self.is_asleep
 
     async def close(self) -> None:
         self.effects.clear()

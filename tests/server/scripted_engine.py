@@ -23,6 +23,7 @@ class ScriptedEngine:
     """Where set, every answer stops after its first piece until the gate opens."""
     num_running: int = 0
     merged: str = "base"
+    is_asleep: bool = False
     aborted: list[str] = field(default_factory=list)
     """Ids of requests that were closed before their end."""
     running: asyncio.Event = field(default_factory=asyncio.Event)
@@ -70,8 +71,14 @@ class ScriptedEngine:
     def stats(self) -> EngineStats:
         return EngineStats(self.num_running, 0, 0, 0, 0, (), self.merged)
 
+    async def sleep(self) -> None:
+        self.is_asleep = True
+
+    async def wake(self) -> None:
+        self.is_asleep = False
+
     def healthy(self) -> bool:
-        return True
+        return not self.is_asleep
 
     async def close(self) -> None:
         pass

@@ -1,4 +1,4 @@
-"""`serve`, `doctor`, `learn` and `token`: this process becomes one of the server's or the learner's.
+"""`serve`, `doctor`, `learn`, `train` and `token`: this process becomes one of the server's or the learner's.
 
 Arguments are passed through. The client imports neither package: it looks whether the extra is installed and calls
 exec.
@@ -63,6 +63,17 @@ def learn(target: Target, *, arguments: Sequence[str]) -> None:
     named = any(argument == "--home" or argument.startswith("--home=") for argument in arguments)
     home = [] if named else ["--home", str(home_folder(target.home))]
     _become("learner", "nightschool_learner", target, [*home, *arguments])
+
+
+@click.command(context_settings=PASS_THROUGH, add_help_option=False)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.pass_obj
+def train(target: Target, *, arguments: Sequence[str]) -> None:
+    """Train the cycles of a server on another host.
+
+    Example: nightschool train --address serving.example:50051 --model /models/base
+    """
+    _become("learner", "nightschool_learner.remote", target, arguments)
 
 
 @click.command(context_settings=PASS_THROUGH, add_help_option=False)

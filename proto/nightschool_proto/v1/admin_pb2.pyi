@@ -919,6 +919,72 @@ class ResumeLearnerRequest(google.protobuf.message.Message):
 global___ResumeLearnerRequest = ResumeLearnerRequest
 
 @typing.final
+class SleepEngineRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: builtins.int
+    reason: builtins.str
+    def __init__(
+        self,
+        *,
+        reason: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["reason", b"reason"]) -> None: ...
+
+global___SleepEngineRequest = SleepEngineRequest
+
+@typing.final
+class SleepEngineResponse(google.protobuf.message.Message):
+    """Sent once the engine sleeps, and every few seconds while it does."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SECONDS_ASLEEP_FIELD_NUMBER: builtins.int
+    seconds_asleep: builtins.float
+    def __init__(
+        self,
+        *,
+        seconds_asleep: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["seconds_asleep", b"seconds_asleep"]) -> None: ...
+
+global___SleepEngineResponse = SleepEngineResponse
+
+@typing.final
+class ExportRunRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CYCLE_ID_FIELD_NUMBER: builtins.int
+    cycle_id: builtins.str
+    """Empty: the cycle that waits for a trainer."""
+    def __init__(
+        self,
+        *,
+        cycle_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cycle_id", b"cycle_id"]) -> None: ...
+
+global___ExportRunRequest = ExportRunRequest
+
+@typing.final
+class ExportRunResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CYCLE_ID_FIELD_NUMBER: builtins.int
+    CHUNK_FIELD_NUMBER: builtins.int
+    cycle_id: builtins.str
+    chunk: builtins.bytes
+    def __init__(
+        self,
+        *,
+        cycle_id: builtins.str = ...,
+        chunk: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["chunk", b"chunk", "cycle_id", b"cycle_id"]) -> None: ...
+
+global___ExportRunResponse = ExportRunResponse
+
+@typing.final
 class ListTasksRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

@@ -109,6 +109,16 @@ class AdminServiceStub(object):
                 request_serializer=nightschool__proto_dot_v1_dot_admin__pb2.ResumeLearnerRequest.SerializeToString,
                 response_deserializer=nightschool__proto_dot_v1_dot_admin__pb2.LearnerStatus.FromString,
                 _registered_method=True)
+        self.SleepEngine = channel.unary_stream(
+                '/nightschool.v1.AdminService/SleepEngine',
+                request_serializer=nightschool__proto_dot_v1_dot_admin__pb2.SleepEngineRequest.SerializeToString,
+                response_deserializer=nightschool__proto_dot_v1_dot_admin__pb2.SleepEngineResponse.FromString,
+                _registered_method=True)
+        self.ExportRun = channel.unary_stream(
+                '/nightschool.v1.AdminService/ExportRun',
+                request_serializer=nightschool__proto_dot_v1_dot_admin__pb2.ExportRunRequest.SerializeToString,
+                response_deserializer=nightschool__proto_dot_v1_dot_admin__pb2.ExportRunResponse.FromString,
+                _registered_method=True)
         self.ListTasks = channel.unary_unary(
                 '/nightschool.v1.AdminService/ListTasks',
                 request_serializer=nightschool__proto_dot_v1_dot_admin__pb2.ListTasksRequest.SerializeToString,
@@ -229,6 +239,21 @@ class AdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SleepEngine(self, request, context):
+        """The engine gives its device's memory to others, from the first response until the call ends, however it ends.
+        Calls of AgentService are UNAVAILABLE meanwhile.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportRun(self, request, context):
+        """What a trainer on another host needs for the cycle that waits for one: a tar archive in chunks.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListTasks(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -332,6 +357,16 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.ResumeLearner,
                     request_deserializer=nightschool__proto_dot_v1_dot_admin__pb2.ResumeLearnerRequest.FromString,
                     response_serializer=nightschool__proto_dot_v1_dot_admin__pb2.LearnerStatus.SerializeToString,
+            ),
+            'SleepEngine': grpc.unary_stream_rpc_method_handler(
+                    servicer.SleepEngine,
+                    request_deserializer=nightschool__proto_dot_v1_dot_admin__pb2.SleepEngineRequest.FromString,
+                    response_serializer=nightschool__proto_dot_v1_dot_admin__pb2.SleepEngineResponse.SerializeToString,
+            ),
+            'ExportRun': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportRun,
+                    request_deserializer=nightschool__proto_dot_v1_dot_admin__pb2.ExportRunRequest.FromString,
+                    response_serializer=nightschool__proto_dot_v1_dot_admin__pb2.ExportRunResponse.SerializeToString,
             ),
             'ListTasks': grpc.unary_unary_rpc_method_handler(
                     servicer.ListTasks,
@@ -759,6 +794,60 @@ class AdminService(object):
             '/nightschool.v1.AdminService/ResumeLearner',
             nightschool__proto_dot_v1_dot_admin__pb2.ResumeLearnerRequest.SerializeToString,
             nightschool__proto_dot_v1_dot_admin__pb2.LearnerStatus.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SleepEngine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/nightschool.v1.AdminService/SleepEngine',
+            nightschool__proto_dot_v1_dot_admin__pb2.SleepEngineRequest.SerializeToString,
+            nightschool__proto_dot_v1_dot_admin__pb2.SleepEngineResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/nightschool.v1.AdminService/ExportRun',
+            nightschool__proto_dot_v1_dot_admin__pb2.ExportRunRequest.SerializeToString,
+            nightschool__proto_dot_v1_dot_admin__pb2.ExportRunResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -99,6 +99,20 @@ class AdminServiceStub:
         nightschool_proto.v1.admin_pb2.LearnerStatus,
     ]
 
+    SleepEngine: grpc.UnaryStreamMultiCallable[
+        nightschool_proto.v1.admin_pb2.SleepEngineRequest,
+        nightschool_proto.v1.admin_pb2.SleepEngineResponse,
+    ]
+    """The engine gives its device's memory to others, from the first response until the call ends, however it ends.
+    Calls of AgentService are UNAVAILABLE meanwhile.
+    """
+
+    ExportRun: grpc.UnaryStreamMultiCallable[
+        nightschool_proto.v1.admin_pb2.ExportRunRequest,
+        nightschool_proto.v1.admin_pb2.ExportRunResponse,
+    ]
+    """What a trainer on another host needs for the cycle that waits for one: a tar archive in chunks."""
+
     ListTasks: grpc.UnaryUnaryMultiCallable[
         nightschool_proto.v1.admin_pb2.ListTasksRequest,
         nightschool_proto.v1.admin_pb2.ListTasksResponse,
@@ -201,6 +215,20 @@ class AdminServiceAsyncStub:
         nightschool_proto.v1.admin_pb2.ResumeLearnerRequest,
         nightschool_proto.v1.admin_pb2.LearnerStatus,
     ]
+
+    SleepEngine: grpc.aio.UnaryStreamMultiCallable[
+        nightschool_proto.v1.admin_pb2.SleepEngineRequest,
+        nightschool_proto.v1.admin_pb2.SleepEngineResponse,
+    ]
+    """The engine gives its device's memory to others, from the first response until the call ends, however it ends.
+    Calls of AgentService are UNAVAILABLE meanwhile.
+    """
+
+    ExportRun: grpc.aio.UnaryStreamMultiCallable[
+        nightschool_proto.v1.admin_pb2.ExportRunRequest,
+        nightschool_proto.v1.admin_pb2.ExportRunResponse,
+    ]
+    """What a trainer on another host needs for the cycle that waits for one: a tar archive in chunks."""
 
     ListTasks: grpc.aio.UnaryUnaryMultiCallable[
         nightschool_proto.v1.admin_pb2.ListTasksRequest,
@@ -334,6 +362,24 @@ class AdminServiceServicer(metaclass=abc.ABCMeta):
         request: nightschool_proto.v1.admin_pb2.ResumeLearnerRequest,
         context: _ServicerContext,
     ) -> typing.Union[nightschool_proto.v1.admin_pb2.LearnerStatus, collections.abc.Awaitable[nightschool_proto.v1.admin_pb2.LearnerStatus]]: ...
+
+    @abc.abstractmethod
+    def SleepEngine(
+        self,
+        request: nightschool_proto.v1.admin_pb2.SleepEngineRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[nightschool_proto.v1.admin_pb2.SleepEngineResponse], collections.abc.AsyncIterator[nightschool_proto.v1.admin_pb2.SleepEngineResponse]]:
+        """The engine gives its device's memory to others, from the first response until the call ends, however it ends.
+        Calls of AgentService are UNAVAILABLE meanwhile.
+        """
+
+    @abc.abstractmethod
+    def ExportRun(
+        self,
+        request: nightschool_proto.v1.admin_pb2.ExportRunRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[nightschool_proto.v1.admin_pb2.ExportRunResponse], collections.abc.AsyncIterator[nightschool_proto.v1.admin_pb2.ExportRunResponse]]:
+        """What a trainer on another host needs for the cycle that waits for one: a tar archive in chunks."""
 
     @abc.abstractmethod
     def ListTasks(

@@ -222,6 +222,16 @@ class TransformersEngine:
         await self._lane.move(name, self._serial(name))
         log.info("event=adapter_merged name=%s", name)
 
+    async def sleep(self) -> None:
+        """Raises FailedPreconditionError: this engine cannot give its memory back; see `Engine.sleep`."""
+        raise FailedPreconditionError(
+            "the transformers engine cannot sleep: serve with --engine vllm, or set learner.train.placement to another "
+            "one; `nightschool doctor` lists those that this machine can run"
+        )
+
+    async def wake(self) -> None:
+        """Nothing: it never sleeps."""
+
     def stats(self) -> EngineStats:
         """Counters for status and metrics."""
         return EngineStats(

@@ -1,7 +1,7 @@
 """The engine on vLLM: its scheduler and kernels, our rendering, adapters and merged lane.
 
-Owns the asynchronous face of the engine and its life: a core that dies is started again with the adapters it had, while
-calls are told to come back. See docs/vllm.md for what is asked of vLLM and what it costs.
+Owns the asynchronous face of the engine: which adapters there are, which requests hold them. The core's life is
+`on_vllm/life.py`'s. See docs/vllm.md for what is asked of vLLM and what it costs.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from nightschool_server.engines.lora import TargetLinear
 from nightschool_server.engines.lora_files import read_adapter
 from nightschool_server.engines.model_folder import ModelFolder, read_model_folder
 from nightschool_server.engines.on_vllm.answers import Answers, sampling_params
-from nightschool_server.engines.on_vllm.core import VLLMEngineConfig, start_core
-from nightschool_server.engines.on_vllm.mixed_test import check_mixed_batches
+from nightschool_server.engines.on_vllm.core import VLLMEngineConfig
+from nightschool_server.engines.on_vllm.life import DEAD, CoreLife, call
 from nightschool_server.engines.on_vllm.prompts import Prompts
 from nightschool_server.engines.on_vllm.targets import adapter_targets
 from nightschool_server.errors import (
@@ -47,9 +47,6 @@ from nightschool_server.errors import (
 )
 
 log = logging.getLogger(__name__)
-
-WATCH_S = 0.2
-"""How often a core's life is looked at, seconds."""
 
 
 @dataclass
@@ -65,17 +62,17 @@ class VLLMEngine:
     def __init__(self, config: VLLMEngineConfig, folder: ModelFolder, targets: dict[str, TargetLinear]) -> None:
         self._config, self._folder, self._targets = config, folder, targets
         self._prompts = Prompts(folder)
-        self._core: Any = None
         self._adapters: dict[str, _Adapter] = {BASE: _Adapter(1, Path("base"))}
         self._numbers = itertools.count(2)
         self._merged = BASE
         self._loading: set[str] = set()
-        self._change = asyncio.Lock()
+        self._life = CoreLife(config, folder, self._bring_back)
         self._practice_room = asyncio.Semaphore(max(1, config.num_slots // 2))
         self._request_ids = itertools.count()
         self._in_flight = {True: 0, False: 0}
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._num_generated = self._num_prompt = self._num_cached = 0
-        self._watcher: asyncio.Task[None] | None = None
 
     @classmethod
     async def start(cls, config: VLLMEngineConfig) -> VLLMEngine:
@@ -84,11 +81,10 @@ class VLLMEngine:
         folder, targets = await asyncio.to_thread(_read_folder, config)
         engine = cls(config, folder, targets)
         try:
-            await engine._open()
+            await engine._life.start()
         except BaseException:
             await engine.close()
             raise
-        engine._watcher = asyncio.create_task(engine._watch(), name="watch vLLM")
         log.info("event=engine_started engine=vllm model=%s seconds=%.1f", config.model, time.monotonic() - began)
         return engine
 
@@ -104,7 +100,7 @@ class VLLMEngine:
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[Delta]:
         """Stream the answers of a request; see `Engine.generate`. Raises OverloadedError besides."""
-        core = self._living()
+        core = self._life.core()
         self._adapter(request.adapter)
         check_sampling(request.sampling)
         # Greedy answers are all the same one, and vLLM refuses to make it twice.
@@ -131,7 +127,7 @@ class VLLMEngine:
         """Logprobs of a continuation; see `Engine.score`. Raises what `generate` raises."""
         from vllm.sampling_params import SamplingParams
 
-        core = self._living()
+        core = self._life.core()
         self._adapter(adapter)
         rendered, num_prompt, following = await self._prompts.render(core, prompt, continuation)
         if not following:
@@ -151,7 +147,7 @@ class VLLMEngine:
 
     async def load_adapter(self, name: str, folder: Path) -> None:
         """Make an adapter servable; see `Engine.load_adapter`. Raises OverloadedError beyond `max_cpu_loras`."""
-        self._living()
+        self._life.core()
         if name in self._adapters or name in self._loading:
             raise AlreadyExistsError(f"adapter {name!r} is already loaded: names are never reused, give it a new one")
         if len(self._adapters) + len(self._loading) >= self._config.max_cpu_loras:
@@ -163,8 +159,8 @@ class VLLMEngine:
         try:
             await asyncio.to_thread(read_adapter, folder, self._targets, self._config.max_lora_rank)
             adapter = _Adapter(next(self._numbers), folder)
-            async with self._change:
-                await _load(self._living(), name, adapter)
+            async with self._life.change:
+                await _load(self._life.core(), name, adapter)
                 self._adapters[name] = adapter
         finally:
             self._loading.discard(name)
@@ -180,8 +176,8 @@ class VLLMEngine:
         if name == self._merged:
             raise FailedPreconditionError(f"adapter {name!r} is merged into the weights: merge another one first")
         del self._adapters[name]
-        async with self._change:
-            await _call(self._living(), "nightschool_forget", adapter.number)
+        async with self._life.change:
+            await call(self._life.core(), "nightschool_forget", adapter.number)
         log.info("event=adapter_unloaded name=%s", name)
 
     async def merge_adapter(self, name: str) -> None:
@@ -189,13 +185,25 @@ class VLLMEngine:
         self._adapter(name)
         if not self._config.merged_lane:
             raise FailedPreconditionError("the merged lane is switched off: set engine.merged_lane = true")
-        async with self._change:
+        async with self._life.change:
             if name == self._merged:
                 return
             began = time.monotonic()
-            await _call(self._living(), "nightschool_merge", self._adapter(name).number)
+            await call(self._life.core(), "nightschool_merge", self._adapter(name).number)
             self._merged = name
             log.info("event=adapter_merged name=%s seconds=%.3f", name, time.monotonic() - began)
+
+    async def sleep(self) -> None:
+        """Leave the device to others; see `Engine.sleep`. On a CPU the processes end."""
+
+        async def until_idle() -> None:
+            await self._idle.wait()
+
+        await self._life.sleep(until_idle, self._numbers_to_prove())
+
+    async def wake(self) -> None:
+        """Serve again; see `Engine.wake`."""
+        await self._life.wake(self._numbers_to_prove())
 
     def stats(self) -> EngineStats:
         """Counters for status and metrics."""
@@ -211,57 +219,24 @@ class VLLMEngine:
         )
 
     def healthy(self) -> bool:
-        """Whether the engine serves; False while a dead core is started again."""
-        return self._core is not None and not self._core.errored
+        """Whether the engine serves; False while it sleeps and while a dead core is started again."""
+        return self._life.serves()
 
     async def close(self) -> None:
         """Abort what runs and end vLLM's processes."""
-        if self._watcher is not None:
-            self._watcher.cancel()
-            await asyncio.gather(self._watcher, return_exceptions=True)
-        await self._shut_down()
+        await self._life.close()
         self._prompts.close()
 
-    async def _open(self) -> None:
-        """Start a core, prove it, and bring back what was loaded; it serves from then on."""
-        core = await start_core(self._config, self._folder)
-        try:
-            await _call(core, "nightschool_open")
-            if self._config.self_test:
-                await check_mixed_batches(core, self._config)
-            for name, adapter in self._adapters.items():
-                if name != BASE:
-                    await _load(core, name, adapter)
-            if self._merged != BASE:
-                await _call(core, "nightschool_merge", self._adapters[self._merged].number)
-        except BaseException:
-            await _shut_down(core)
-            raise
-        self._core = core
+    def _numbers_to_prove(self) -> list[int]:
+        return [self._adapters[name].number for name in dict.fromkeys((BASE, self._merged))]
 
-    async def _watch(self) -> None:
-        """Start the core again whenever it has died."""
-        pause_s = 1.0
-        while True:
-            await asyncio.sleep(WATCH_S)
-            if self.healthy():
-                pause_s = 1.0
-                continue
-            log.error("event=engine_died engine=vllm remedy=restarting")
-            async with self._change:
-                await self._shut_down()
-                try:
-                    await self._open()
-                    log.info("event=engine_restarted engine=vllm adapters=%d", len(self._adapters) - 1)
-                except Exception:
-                    log.exception("event=engine_restart_failed again_in_s=%g", pause_s)
-                    await asyncio.sleep(pause_s)
-                    pause_s = min(60.0, 2 * pause_s)
-
-    async def _shut_down(self) -> None:
-        core, self._core = self._core, None
-        if core is not None:
-            await _shut_down(core)
+    async def _bring_back(self, core: Any) -> None:
+        """Give a new core the adapters that were loaded and the one that was merged."""
+        for name, adapter in self._adapters.items():
+            if name != BASE:
+                await _load(core, name, adapter)
+        if self._merged != BASE:
+            await call(core, "nightschool_merge", self._adapters[self._merged].number)
 
     async def _run(self, request: GenerateRequest, rendered: Any, params: Any) -> AsyncGenerator[Any, None]:
         """vLLM's outputs of one request, its adapter held and its place counted."""
@@ -272,6 +247,7 @@ class VLLMEngine:
         adapter = self._adapter(request.adapter)
         adapter.num_requests += 1
         self._in_flight[practice] += request.sampling.n
+        self._idle.clear()
         try:
             # Half of the slots stay free of practice, so that a live request never waits for one of its answers.
             async with (
@@ -283,6 +259,8 @@ class VLLMEngine:
         finally:
             adapter.num_requests -= 1
             self._in_flight[practice] -= request.sampling.n
+            if not any(self._in_flight.values()):
+                self._idle.set()
 
     async def _stream(
         self, request: GenerateRequest, adapter: _Adapter, rendered: Any, params: Any
@@ -293,19 +271,14 @@ class VLLMEngine:
         lora = LoRARequest(lora_name=f"{adapter.number}", lora_int_id=adapter.number, lora_path=str(adapter.folder))
         request_id = f"{request.request_id}-{next(self._request_ids)}"
         try:
-            running = self._living().generate(
+            running = self._life.core().generate(
                 rendered, params, request_id, lora_request=lora, priority=request.priority
             )
             async with aclosing(running) as outputs:
                 async for output in outputs:
                     yield output
         except CoreDeadError as error:
-            raise EngineDeadError("the engine died and is being started again: try again") from error
-
-    def _living(self) -> Any:
-        if self._core is None or self._core.errored:
-            raise EngineDeadError("the engine died and is being started again: try again")
-        return self._core
+            raise EngineDeadError(DEAD) from error
 
     def _adapter(self, name: str) -> _Adapter:
         found = self._adapters.get(name)
@@ -316,27 +289,11 @@ class VLLMEngine:
 
 async def _load(core: Any, name: str, adapter: _Adapter) -> None:
     try:
-        await _call(core, "nightschool_load", adapter.number, name, str(adapter.folder))
+        await call(core, "nightschool_load", adapter.number, name, str(adapter.folder))
     except EngineDeadError:
         raise
     except Exception as error:
         raise AdapterFormatError(f"vLLM cannot load {adapter.folder}: {error}") from error
-
-
-async def _call(core: Any, method: str, *args: Any) -> None:
-    from vllm.v1.engine.exceptions import EngineDeadError as CoreDeadError
-
-    try:
-        await core.collective_rpc(method, args=args)
-    except CoreDeadError as error:
-        raise EngineDeadError("the engine died and is being started again: try again") from error
-
-
-async def _shut_down(core: Any) -> None:
-    if core.output_handler is not None:
-        # It would take the end of the processes for their death.
-        core.output_handler.cancel()
-    await asyncio.to_thread(core.shutdown)
 
 
 def _read_folder(config: VLLMEngineConfig) -> tuple[ModelFolder, dict[str, TargetLinear]]:

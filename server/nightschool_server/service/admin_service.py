@@ -2,7 +2,8 @@
 
 Owns the way from a method to what does the work, and idempotency: a write with a request_id that was answered before
 gets the same reply. Adapters are `adapters/registry.py`'s (through `admin_adapters.py`), cycles `admin_cycles.py`'s,
-lists `admin_records.py`'s. The scope was checked by `interceptors.py`; who did what is in the audit trail.
+lists `admin_records.py`'s, the engine's device `placement_admin.py`'s. The scope was checked by `interceptors.py`; who
+did what is in the audit trail.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from nightschool_server.service.admin_status import status_of
 from nightschool_server.service.interceptors import current_caller
 from nightschool_server.service.once import Once
 from nightschool_server.service.pages import page_of
+from nightschool_server.service.placement_admin import PlacementAdmin
 from nightschool_server.service.replies import Replies
-from nightschool_server.service.wire import bounded
+from nightschool_server.service.wire import bounded, identifier
 from nightschool_server.store.forgetting import forget_user
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -39,6 +41,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         self._runtime = runtime
         self._adapters = AdapterAdmin(runtime.registry)
         self._cycles = CycleAdmin(runtime.store, runtime.config.learner)
+        self._placement = PlacementAdmin(runtime)
         self._once = Once(Replies(runtime.store))
 
     async def GetStatus(self, request: admin_pb2.GetStatusRequest, context: Context) -> admin_pb2.GetStatusResponse:
@@ -119,6 +122,22 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
     async def ResumeLearner(self, request: admin_pb2.ResumeLearnerRequest, context: Context) -> admin_pb2.LearnerStatus:
         """Lets the learner go on."""
         return self._cycles.pause(_actor(), "", paused=False)
+
+    async def SleepEngine(
+        self, request: admin_pb2.SleepEngineRequest, context: Context
+    ) -> AsyncIterator[admin_pb2.SleepEngineResponse]:
+        """The engine leaves its device until the call ends."""
+        async with aclosing(self._placement.sleep(_actor(), bounded(request.reason, "reason"))) as told:
+            async for response in told:
+                yield response
+
+    async def ExportRun(
+        self, request: admin_pb2.ExportRunRequest, context: Context
+    ) -> AsyncIterator[admin_pb2.ExportRunResponse]:
+        """A training run for another host."""
+        async with aclosing(self._placement.export(identifier(request.cycle_id, "cycle_id"))) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
     async def ListTasks(self, request: admin_pb2.ListTasksRequest, context: Context) -> admin_pb2.ListTasksResponse:
         """Tasks that the learner wrote, kept and dropped."""

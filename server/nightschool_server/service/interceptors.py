@@ -28,6 +28,7 @@ from nightschool_server.auth import Caller
 from nightschool_server.counters import Counters, Kind, Slot
 from nightschool_server.errors import (
     AuthenticationError,
+    EngineAsleepError,
     InvalidRequestError,
     NightschoolError,
     PermissionError_,
@@ -38,11 +39,14 @@ log = logging.getLogger(__name__)
 
 OPEN_SERVICES = frozenset({"grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"})
 AGENT_SERVICE = "nightschool.v1.AgentService"
-ENDLESS = frozenset({"/nightschool.v1.AdminService/WatchCycle"})
+ENDLESS = frozenset({"/nightschool.v1.AdminService/WatchCycle", "/nightschool.v1.AdminService/SleepEngine"})
 """Methods that may run as long as their caller likes."""
 
 BOUNDED_BY_THEMSELVES = frozenset({"/nightschool.v1.AgentService/RunTask"})
 """Methods whose own limits (agent.max_task_s) are meant to end them first."""
+
+MODEL_CALLS = frozenset(f"/{AGENT_SERVICE}/{name}" for name in ("Generate", "StreamGenerate", "RunTask"))
+"""Methods that need the engine."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -163,6 +167,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 f"the request has {size} bytes, but at most {limit} are taken (server.max_message_bytes): "
                 "send smaller images, or an image sent before by its sha256",
             )
+        if self.counters.is_lent and method in MODEL_CALLS:
+            raise EngineAsleepError("the engine's device trains an adapter: try again later")
         return Slot(self.counters, kind_of(method, request), self._limits.max_in_flight)
 
     @asynccontextmanager

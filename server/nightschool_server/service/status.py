@@ -27,6 +27,9 @@ MAX_MESSAGE_BYTES = 1000
 ENGINE_RETRY_S = 5.0
 """How long a caller should wait for an engine that died: a restart and the loading of a small model."""
 
+ASLEEP_RETRY_S = 15.0
+"""How long a caller should wait for an engine that sleeps: training takes minutes, nobody knows how many."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -52,6 +55,7 @@ TABLE: dict[type[errors.NightschoolError], Row] = {
     errors.PermissionError_: Row(grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_DENIED"),
     errors.OverloadedError: Row(grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED"),
     errors.EngineDeadError: Row(grpc.StatusCode.UNAVAILABLE, "ENGINE_DEAD"),
+    errors.EngineAsleepError: Row(grpc.StatusCode.UNAVAILABLE, "ENGINE_ASLEEP"),
 }
 """A class that is not here takes the row of its nearest base; `NightschoolError` itself is INTERNAL."""
 
@@ -101,6 +105,8 @@ def status_of(error: errors.NightschoolError) -> status_pb2.Status:
         details.append(_retry_after(error.retry_after_s))
     if isinstance(error, errors.EngineDeadError):
         details.append(_retry_after(ENGINE_RETRY_S))
+    if isinstance(error, errors.EngineAsleepError):
+        details.append(_retry_after(ASLEEP_RETRY_S))
     return _status(row, message, *details)
 
 

@@ -82,8 +82,15 @@ async def start_core(config: VLLMEngineConfig, folder: ModelFolder) -> Any:
     from vllm.v1.engine.async_llm import AsyncLLM
 
     arguments = engine_arguments(config, folder, is_cpu=current_platform.is_cpu())
+    starting = asyncio.ensure_future(asyncio.to_thread(AsyncLLM.from_engine_args, AsyncEngineArgs(**arguments)))
     try:
-        core = await asyncio.to_thread(AsyncLLM.from_engine_args, AsyncEngineArgs(**arguments))
+        core = await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        # Its processes would outlive whoever waited for them.
+        core = (await asyncio.gather(starting, return_exceptions=True))[0]
+        if isinstance(core, AsyncLLM):
+            await asyncio.to_thread(core.shutdown)
+        raise
     except Exception as error:
         # What vLLM refuses about a model is raised in another process, and said there.
         raise ModelFormatError(
@@ -127,6 +134,13 @@ def engine_arguments(config: VLLMEngineConfig, folder: ModelFolder, *, is_cpu: b
     if cache:
         arguments["kv_cache_memory_bytes"] = cache
     return arguments
+
+
+def sleeps_in_place(config: VLLMEngineConfig) -> bool:
+    """Whether a core can give a GPU's memory back and take it again; on a CPU vLLM's sleep does nothing."""
+    from vllm.platforms import current_platform
+
+    return config.sleep and not current_platform.is_cpu()
 
 
 def pin_to_worker() -> None:

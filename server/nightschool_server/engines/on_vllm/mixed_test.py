@@ -49,8 +49,8 @@ async def _check(core: Any, config: VLLMEngineConfig) -> None:
     for number in (one, two, retired):
         await core.collective_rpc("nightschool_randomise", args=(number, rank, _STD))
     numbers = [1, one, two, retired] if config.max_loras >= 4 else [1, one]
-    alone = [await _run(core, number, 0) for number in numbers]
-    together = await asyncio.gather(*(_run(core, number, 1) for number in numbers))
+    alone = [await _run(core, number, "alone") for number in numbers]
+    together = await asyncio.gather(*(_run(core, number, "together") for number in numbers))
     for number in (one, two, retired):
         await core.collective_rpc("nightschool_forget", args=(number,))
     for left, right in zip(alone, together, strict=True):
@@ -66,7 +66,17 @@ async def _check(core: Any, config: VLLMEngineConfig) -> None:
         )
 
 
-async def _run(core: Any, number: int, salt: int) -> _Row:
+async def fingerprint(core: Any, number: int) -> list[float]:
+    """The logprobs of an adapter's greedy answer to a fixed prompt, by which it is known again."""
+    return list((await _run(core, number, "fingerprint")).logprobs)
+
+
+def largest_difference(left: list[float], right: list[float]) -> float:
+    """Between two fingerprints, nats."""
+    return max(abs(x - y) for x, y in zip(left, right, strict=True))
+
+
+async def _run(core: Any, number: int, salt: str) -> _Row:
     from vllm.lora.request import LoRARequest
     from vllm.sampling_params import RequestOutputKind, SamplingParams
 
