@@ -77,13 +77,18 @@ class VLLMEngineConfig:
 async def start_core(config: VLLMEngineConfig, folder: ModelFolder) -> Any:
     """A started `AsyncLLM`; takes from 15 seconds to minutes, and the event loop goes on. Raises ModelFormatError."""
     _prepare_environment()
+    from vllm.config import StructuredOutputsConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.platforms import current_platform
     from vllm.v1.engine.async_llm import AsyncLLM
 
     arguments = engine_arguments(config, folder, is_cpu=current_platform.is_cpu())
+    # The backend that TransformersEngine has too, so that one grammar guides both.
+    guidance = StructuredOutputsConfig(backend="guidance")
     try:
-        core = await asyncio.to_thread(AsyncLLM.from_engine_args, AsyncEngineArgs(**arguments))
+        core = await asyncio.to_thread(
+            AsyncLLM.from_engine_args, AsyncEngineArgs(**arguments, structured_outputs_config=guidance)
+        )
     except Exception as error:
         # What vLLM refuses about a model is raised in another process, and said there.
         raise ModelFormatError(
