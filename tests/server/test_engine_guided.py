@@ -189,7 +189,9 @@ async def test_a_row_that_runs_on_behind_its_end_is_free(world: World, engine: E
 @pytest.mark.parametrize("n", [1, 3])
 async def test_a_schema_that_cannot_be_guided_is_refused(engine: Engine, n: int) -> None:
     asked = request(prompt_of(PRICE, UNGUIDABLE, tool_choice="auto"), temperature=1.0, n=n)
-    with pytest.raises(InvalidRequestError, match=r"tool 'sort' .*uniqueItems.*simplify it, or drop strict") as caught:
+    with pytest.raises(
+        InvalidRequestError, match=r"tool 'sort' cannot be guided .*uniqueItems.*simplify it, or drop strict"
+    ) as caught:
         await answers(engine, asked)
     assert caught.value.field == "tools"
     with pytest.raises(InvalidRequestError, match="there are no tools") as caught:

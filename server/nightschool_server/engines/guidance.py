@@ -5,9 +5,9 @@
     </tool_call> free text
 
 Free text stays free; from `<tool_call>` on, whether that is a token of its own or spelled out, an answer is held to a
-call of one of the offered tools. A strict tool's arguments follow its JSON Schema, properties in the schema's order; any
-other tool's are a JSON object. A call has one form, that of chat templates and `agent.toolcalls.write_call`: a separator
-is followed by one space, and there is no other white space. Text holds no special token but those that end an answer.
+call of one of the offered tools. A strict tool's arguments follow its JSON Schema, properties in the schema's order;
+any other tool's are a JSON object. A call has one form, that of chat templates and `agent.toolcalls.write_call`: one
+space behind a separator and no other white space. Text holds no special token but those that end an answer.
 
 Owns the grammar's text, in llguidance's dialect of Lark, and what is wrong with a schema that it cannot express. Light:
 an application's schemas are checked without a model. Compiling for a tokenizer and masks are `matching.py`'s.
@@ -62,7 +62,7 @@ def check_tools(prompt: Prompt) -> None:
         raise InvalidRequestError("tool_choice", "tool_choice is REQUIRED, but there are no tools: send some, or AUTO")
     for tool in prompt.tools:
         if fault := strict_fault(tool):
-            raise InvalidRequestError("tools", f"tool {tool.name!r} {fault}")
+            raise InvalidRequestError("tools", fault)
 
 
 @lru_cache(maxsize=1024)
@@ -73,7 +73,8 @@ def strict_fault(tool: ToolSpec) -> str | None:
     is_error, messages = llguidance.LLMatcher.validate_grammar_with_warnings(f"start: {_json(_strict_schema(tool))}")
     if not is_error:
         return None
-    return f"is strict, but its schema cannot be guided ({reason(messages[0])}): simplify it, or drop strict"
+    why = reason(messages[0])
+    return f"the schema of strict tool {tool.name!r} cannot be guided ({why}): simplify it, or drop strict"
 
 
 def reason(message: str) -> str:

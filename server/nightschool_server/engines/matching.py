@@ -111,10 +111,10 @@ def hold(logits: torch.Tensor, matchers: Mapping[int, Matcher]) -> None:
     bits = allocate_token_bitmask(len(matchers), logits.shape[1])
     for row, matcher in enumerate(matchers.values()):
         matcher.fill(bits, row)
-    allowed = np.unpackbits(bits.view(np.uint8), axis=1, count=logits.shape[1], bitorder="little")
-    index = torch.tensor(list(matchers), device=logits.device)
-    banned = torch.from_numpy(allowed == 0).to(logits.device)
-    logits[index] = logits[index].masked_fill(banned, float("-inf"))
+    banned = np.unpackbits(np.invert(bits).view(np.uint8), axis=1, count=logits.shape[1], bitorder="little")
+    masks = torch.from_numpy(banned.view(np.bool_)).to(logits.device)
+    for mask, row in zip(masks, matchers, strict=True):
+        logits[row].masked_fill_(mask, float("-inf"))
 
 
 def _compile(tokenizer: llguidance.LLTokenizer, text: str) -> Compiled:
