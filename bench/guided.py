@@ -19,7 +19,7 @@ from pathlib import Path
 
 from nightschool_server.chat import ToolSpec, canonical_json, user
 from nightschool_server.engine import GenerateRequest, Prompt, Sampling
-from nightschool_server.engines.guidance import grammar, strict_fault
+from nightschool_server.engines.guidance import strict_fault
 from nightschool_server.engines.matching import Guide
 from nightschool_server.engines.transformers_engine import TransformersEngine, TransformersEngineConfig
 
@@ -84,7 +84,6 @@ def compile_ms() -> float:
     guide.compiled(Prompt((user("x"),), (ORDER,)))
     tools = tuple(replace(tool, strict=True) for tool in app.specs)
     strict_fault.cache_clear()
-    grammar.cache_clear()
     began = time.perf_counter()
     guide.compiled(Prompt((user("x"),), tools))
     return 1000 * (time.perf_counter() - began)

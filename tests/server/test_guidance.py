@@ -133,6 +133,15 @@ def test_grammars_are_compiled_once_for_a_set_of_tools() -> None:
     assert not is_guided(prompt_of(ASK, tool_choice="auto"))
 
 
+def test_a_matcher_that_fails_lets_the_answer_end() -> None:
+    tokenizer = make_tokenizer()
+    matcher = guide_of(tokenizer).compiled(prompt_of(PRICE)).matcher()
+    matcher.accept(tokenizer.convert_tokens_to_ids("a"))
+    assert allowed(tokenizer, matcher) == {tokenizer.eos_token_id}
+    matcher.accept(tokenizer.eos_token_id)
+    assert matcher.ended
+
+
 def test_a_mask_touches_guided_rows_only() -> None:
     tokenizer = make_tokenizer()
     logits = torch.randn(3, len(tokenizer), generator=torch.Generator().manual_seed(0))
@@ -155,6 +164,8 @@ def test_a_mask_touches_guided_rows_only() -> None:
         ({"a": {"$ref": "http://nowhere.example/a"}}, "retriev"),
         ({"a": {"type": "string", "format": "colour"}}, "Unknown format: colour"),
         ({"a": {"type": "string", "pattern": "(a"}}, "regex"),
+        ({"a": {"type": "array", "items": {"type": "array", "maxItems": 100_000}}}, "maxItems is 100000; at most 1000"),
+        ({"a": {"anyOf": [{"properties": {f"k{k}": {} for k in range(i)}} for i in range(100)]}}, "too big"),
     ],
 )
 def test_a_schema_that_cannot_be_guided_says_why(schema: dict[str, Any], says: str) -> None:
@@ -181,6 +192,6 @@ def test_schemas_of_every_usual_kind_can_be_guided() -> None:
 
 
 def test_a_grammar_beyond_the_librarys_limits_is_refused_and_not_compiled() -> None:
-    huge = [spec(f"tool{i}", {"a": {"enum": [f"{i} {k} {'x' * 40}" for k in range(1500)]}}) for i in range(100)]
+    huge = [spec(f"tool{i}", {f"{i} {k}": {"type": "string"} for k in range(60)}) for i in range(100)]
     with pytest.raises(InvalidRequestError, match="cannot be guided together"):
         guide_of(make_tokenizer()).compiled(prompt_of(*huge))

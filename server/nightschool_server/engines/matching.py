@@ -6,6 +6,7 @@ A matcher ends as vLLM's does: with the tokenizer's end token, after which a row
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -20,9 +21,12 @@ from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 from numpy.typing import NDArray
 
 from nightschool_server.agent.toolcalls import CLOSE, OPEN
-from nightschool_server.engine import Prompt
-from nightschool_server.engines.guidance import Marks, check_tools, grammar, reason
+from nightschool_server.chat import ToolSpec
+from nightschool_server.engine import Prompt, ToolChoice
+from nightschool_server.engines.guidance import LIMITS, Marks, check_tools, grammar, reason
 from nightschool_server.errors import InvalidRequestError
+
+log = logging.getLogger(__name__)
 
 _MAX_COMPILED = 128
 
@@ -51,8 +55,8 @@ class Matcher:
     def accept(self, token_id: int) -> None:
         """Take in a sampled token."""
         self.ended = self.ended or token_id == self._end_id
-        if not self._inner.is_stopped():
-            self._inner.consume_token(token_id)
+        if not self._inner.is_stopped() and not self._inner.consume_token(token_id):
+            log.warning("event=guide_failed reason=%r", reason(self._inner.get_error()))
 
     def fill(self, bits: NDArray[np.int32], row: int) -> None:
         """Set the bits of the tokens that may come next. Beyond the library's limits only the end token may."""
@@ -68,7 +72,7 @@ class Guide:
         self._eos_ids = eos_ids
         self._lock = threading.Lock()
         self._read: tuple[llguidance.LLTokenizer, Marks] | None = None
-        self._compiled: OrderedDict[str, Compiled] = OrderedDict()
+        self._compiled: OrderedDict[tuple[tuple[ToolSpec, ...], ToolChoice], Compiled] = OrderedDict()
 
     def compiled(self, prompt: Prompt) -> Compiled:
         """The grammar of a guided prompt's answers. Raises InvalidRequestError.
@@ -80,13 +84,14 @@ class Guide:
             if self._read is None:
                 self._read = self._read_tokenizer()
             tokenizer, marks = self._read
-            text = grammar(prompt.tools, required=prompt.tool_choice == "required", marks=marks)
-            if text not in self._compiled:
-                self._compiled[text] = _compile(tokenizer, text)
+            key = (prompt.tools, prompt.tool_choice)
+            if key not in self._compiled:
+                text = grammar(prompt.tools, required=prompt.tool_choice == "required", marks=marks)
+                self._compiled[key] = _compile(tokenizer, text)
                 if len(self._compiled) > _MAX_COMPILED:
                     self._compiled.popitem(last=False)
-            self._compiled.move_to_end(text)
-            return self._compiled[text]
+            self._compiled.move_to_end(key)
+            return self._compiled[key]
 
     def _read_tokenizer(self) -> tuple[llguidance.LLTokenizer, Marks]:
         tokenizer = from_tokenizer(self._tokenizer, self._vocab_size)
@@ -118,7 +123,7 @@ def hold(logits: torch.Tensor, matchers: Mapping[int, Matcher]) -> None:
 
 
 def _compile(tokenizer: llguidance.LLTokenizer, text: str) -> Compiled:
-    matcher = llguidance.LLMatcher(tokenizer, text)
+    matcher = llguidance.LLMatcher(tokenizer, text, log_level=0, limits=LIMITS)
     if matcher.is_error():
         message = f"the tools cannot be guided together ({reason(matcher.get_error())}): send fewer, or drop strict"
         raise InvalidRequestError("tools", message)

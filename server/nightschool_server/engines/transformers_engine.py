@@ -38,7 +38,7 @@ from nightschool_server.engines.loading import LoadedModel, load_model
 from nightschool_server.engines.loop import EngineLoop
 from nightschool_server.engines.lora import BASE_SERIAL
 from nightschool_server.engines.lora_files import AdapterWeights, read_adapter
-from nightschool_server.engines.matching import Compiled, Guide
+from nightschool_server.engines.matching import Guide
 from nightschool_server.engines.merging import MergedLane
 from nightschool_server.engines.rendering import Rendered
 from nightschool_server.engines.runner import Runner
@@ -141,7 +141,7 @@ class TransformersEngine:
         arrival = next(self._arrivals)
         serial = self._serial(request.adapter)
         check_sampling(request.sampling)
-        guide = await self._compile(request.prompt) if is_guided(request.prompt) else None
+        guide = await asyncio.to_thread(self._guide.compiled, request.prompt) if is_guided(request.prompt) else None
         rendered = await self._render(request.prompt)
         check_length(len(rendered.token_ids), request.sampling.max_tokens, self.model.context_length)
         mailbox = Mailbox(asyncio.get_running_loop())
@@ -266,9 +266,6 @@ class TransformersEngine:
 
     async def _render(self, prompt: Prompt) -> Rendered:
         return await asyncio.get_running_loop().run_in_executor(self._pool, self._loaded.renderer.render, prompt)
-
-    async def _compile(self, prompt: Prompt) -> Compiled:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._guide.compiled, prompt)
 
     def _num_waiting(self, practice: bool) -> int:
         return self._num_submitted[practice] - self._scheduler.num_left_queue[practice]

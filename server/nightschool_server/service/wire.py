@@ -5,8 +5,8 @@ value, the rule and the remedy. Owns messages and the envelope that the three mo
 `wire_tools.py`'s, sampling is `wire_sampling.py`'s, images are `wire_images.py`'s, replies are `wire_replies.py`'s.
 Whether an adapter exists or a prompt fits is decided by those who know: the registry and the engine.
 
-Hashing and checking image bytes takes time: call `generate_call` and `task_call` off the event loop when
-`has_image_bytes` says so.
+Hashing image bytes and checking what can be guided take time: call `generate_call` and `task_call` off the event loop
+when `takes_time` says so.
 """
 
 from __future__ import annotations
@@ -69,8 +69,10 @@ class ModelCall:
     """sha256 over the request without its request_id: the same id must come with the same digest."""
 
 
-def has_image_bytes(messages: Sequence[content_pb2.Message]) -> bool:
-    """Whether reading these messages means hashing and checking image bytes."""
+def takes_time(messages: Sequence[content_pb2.Message], tools: Sequence[content_pb2.Tool]) -> bool:
+    """Whether reading these means hashing and checking image bytes, or trying to guide a schema."""
+    if any(tool.strict for tool in tools):
+        return True
     return any(part.image.data for message in messages for part in message.parts if part.HasField("image"))
 
 

@@ -53,8 +53,7 @@ class Prompts:
         if not is_guided(prompt):
             return None
         # vLLM compiles the text again, in its own process.
-        compiled = await asyncio.get_running_loop().run_in_executor(self._pool, self._guide.compiled, prompt)
-        return compiled.grammar
+        return (await asyncio.to_thread(self._guide.compiled, prompt)).grammar
 
     def close(self) -> None:
         """End the threads."""
