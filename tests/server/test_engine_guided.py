@@ -15,7 +15,7 @@ from nightschool_server.engine import BASE, Delta, Engine, GenerateRequest
 from nightschool_server.engines.matching import Guide, hold
 from nightschool_server.errors import InvalidRequestError
 
-from tests.server.engine_world import Answer, World, answer, answers, request
+from tests.server.engine_world import Answer, World, answer, answers, num_cached, request
 from tests.server.guided_tools import ASK, ORDER, PRICE, UNGUIDABLE, checked_calls, prompt_of
 from tests.server.tiny_models import make_adapter, make_qwen2
 
@@ -120,10 +120,13 @@ async def test_a_call_in_free_text_is_held_from_its_mark_on(world: World, engine
 
 
 async def test_strict_does_not_show_in_the_prompt_and_text_without_a_call_is_free(world: World, engine: Engine) -> None:
-    asked = request(prompt_of(PRICE, tool_choice="auto"), max_tokens=40)
-    plain = await answer(engine, request(prompt_of(replace(PRICE, strict=False), tool_choice="auto"), max_tokens=40))
+    text = "fox " * 20
+    asked = request(prompt_of(PRICE, text=text, tool_choice="auto"), max_tokens=40)
+    not_strict = prompt_of(replace(PRICE, strict=False), text=text, tool_choice="auto")
+    plain = await answer(engine, request(not_strict, max_tokens=40))
     strict = await answer(engine, asked)
     assert strict.num_prompt_tokens == plain.num_prompt_tokens
+    assert strict.num_cached_tokens == num_cached(plain.num_prompt_tokens) > 0
     assert strict.token_ids == greedy_reference(world, asked)[0]
 
 
