@@ -93,7 +93,7 @@ def reason(message: str) -> str:
 
 
 def grammar(tools: Sequence[ToolSpec], *, required: bool, marks: Marks) -> str:
-    """The grammar of an answer; its rules are explained at the top. `tools` is a tuple of at least one."""
+    """The grammar of an answer; its rules are explained at the top. There is at least one tool."""
     text_token = _ids(marks.text_ids)
     opened = _either(OPEN, marks.open_id)
     if required:
