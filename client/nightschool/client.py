@@ -72,7 +72,7 @@ class AsyncClient:
 
         `messages` is a string, or a conversation of `Message`s or `{"role", "content"}` dictionaries. Options (all
         optional, see `options.GenerateOptions`): images, tools, max_tokens, temperature, top_p, top_k, seed, stop, n,
-        logprobs, top_logprobs, ignore_eos, adapter, session_id, request_id, learning, priority, timeout_s.
+        logprobs, top_logprobs, ignore_eos, tool_choice, adapter, session_id, request_id, learning, priority, timeout_s.
         """
         request = generate_request(messages, options)
         response = await self._caller.unary(GENERATE, request, options.get("timeout_s"))

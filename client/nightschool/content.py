@@ -64,6 +64,15 @@ class LearningPolicy(StrEnum):
     """Keep nothing of its content."""
 
 
+class ToolChoice(StrEnum):
+    """Whether an answer may call tools."""
+
+    UNSPECIFIED = "unspecified"
+    AUTO = "auto"
+    REQUIRED = "required"
+    """The answer is one or more calls and nothing else."""
+
+
 class Priority(StrEnum):
     """Which requests go first."""
 

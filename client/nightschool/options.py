@@ -13,7 +13,7 @@ from typing import Any, TypedDict
 
 from nightschool_proto.v1 import agent_pb2, content_pb2
 
-from nightschool.content import LearningPolicy, Priority
+from nightschool.content import LearningPolicy, Priority, ToolChoice
 from nightschool.errors import InvalidRequestError
 from nightschool.messages import ImageLike, MessagesLike, messages_of
 from nightschool.tools import Tool, ToolLike, tools_of
@@ -26,6 +26,11 @@ POLICIES: dict[str, content_pb2.LearningPolicy.ValueType] = {
 PRIORITIES: dict[str, content_pb2.Priority.ValueType] = {
     Priority.LIVE: content_pb2.LIVE,
     Priority.PRACTICE: content_pb2.PRACTICE,
+}
+
+TOOL_CHOICES: dict[str, content_pb2.ToolChoice.ValueType] = {
+    ToolChoice.AUTO: content_pb2.AUTO,
+    ToolChoice.REQUIRED: content_pb2.REQUIRED,
 }
 
 
@@ -69,6 +74,8 @@ class GenerateOptions(CallOptions, total=False):
     """Likeliest tokens to report at each position; needs `logprobs`."""
     ignore_eos: bool
     """Run to max_tokens whatever the model says; for measurements."""
+    tool_choice: ToolChoice | str | None
+    """auto, or required: the answer is one or more calls and nothing else."""
     priority: Priority | str | None
     """live or practice; the latter needs the admin scope."""
 
@@ -96,6 +103,7 @@ def generate_request(messages: MessagesLike, options: GenerateOptions) -> agent_
         request_id=options.get("request_id") or new_request_id(),
         learning_policy=_chosen(POLICIES, options.get("learning"), "learning"),
         priority=_chosen(PRIORITIES, options.get("priority"), "priority"),
+        tool_choice=_chosen(TOOL_CHOICES, options.get("tool_choice"), "tool_choice"),
     )
 
 

@@ -38,20 +38,24 @@ class Tool:
     """A JSON Schema of type object."""
     function: Callable[..., Any] | None = field(default=None, repr=False)
     """Called with the arguments by name; may be async with `AsyncClient`."""
+    strict: bool = False
+    """Whether the server holds the arguments of a call to the schema while they are sampled."""
 
     @classmethod
-    def of(cls, function: Callable[..., Any]) -> Tool:
+    def of(cls, function: Callable[..., Any], *, strict: bool = False) -> Tool:
         """The tool that a type-hinted function is. Raises ToolError for a signature without a JSON Schema."""
         name = getattr(function, "__name__", "")
         description, arguments = _described(function)
         if not description:
             raise ToolError(f"tool {name!r} has no docstring: its first line tells the model what the tool does")
-        return cls(name, description, _parameters(function, name, arguments), function)
+        return cls(name, description, _parameters(function, name, arguments), function, strict)
 
     def proto(self) -> content_pb2.Tool:
         """The tool for the wire."""
         schema = json.dumps(self.parameters, ensure_ascii=False, sort_keys=True)
-        return content_pb2.Tool(name=self.name, description=self.description, parameters_json=schema)
+        return content_pb2.Tool(
+            name=self.name, description=self.description, parameters_json=schema, strict=self.strict
+        )
 
 
 ToolLike: TypeAlias = Tool | Callable[..., Any]

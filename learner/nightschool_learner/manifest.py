@@ -85,7 +85,8 @@ class ProbePrompt(_Frozen):
     messages: str
     """`chat.messages_to_json`."""
     tools: tuple[Mapping[str, Any], ...]
-    """`{"name", "description", "parameters"}` each, `parameters` a JSON Schema as canonical text."""
+    """`{"name", "description", "parameters", "strict"}` each, `parameters` a JSON Schema as canonical text; no `strict`
+    is False."""
     continuation: str
 
 

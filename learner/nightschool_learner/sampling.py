@@ -144,6 +144,7 @@ class PracticeSampler:
             return await self.cycle.client.generate(
                 turns,
                 tools=specs,
+                tool_choice=prompt.tool_choice,
                 max_tokens=sampling.max_tokens,
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
@@ -232,4 +233,4 @@ def _part_to_sdk(part: chat.Part, images: Mapping[str, bytes]) -> SdkPart:
 
 @functools.lru_cache(maxsize=256)
 def _tool_to_sdk(tool: chat.ToolSpec) -> nightschool.Tool:
-    return nightschool.Tool(tool.name, tool.description, tool.schema)
+    return nightschool.Tool(tool.name, tool.description, tool.schema, strict=tool.strict)

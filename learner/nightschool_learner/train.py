@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import logging
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from nightschool_server.chat import ToolSpec, messages_from_json
@@ -147,7 +148,7 @@ def choose_probes(store: Store, cycle_id: str, tools: Sequence[ToolSpec], num_pr
         (cycle_id,),
     )
     plain = [row for row in rows if not any(message.images for message in messages_from_json(row["history"]))]
-    specs = tuple({"name": t.name, "description": t.description, "parameters": t.parameters} for t in tools)
+    specs = tuple(asdict(tool) for tool in tools)
     step = max(1, len(plain) // max(1, num_probes))
     return tuple(
         ProbePrompt(messages=row["history"], tools=specs, continuation=row["text"])

@@ -180,7 +180,7 @@ def join_images(images: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 def score_text(model: Any, renderer: Renderer, probe: ProbePrompt) -> list[float]:
     """Logprobs [num_tokens] of a text-only probe's continuation, the end of the turn not included."""
-    tools = tuple(ToolSpec(t["name"], t["description"], t["parameters"]) for t in probe.tools)
+    tools = tuple(ToolSpec(t["name"], t["description"], t["parameters"], t.get("strict", False)) for t in probe.tools)
     prompt = renderer.render(Prompt(messages_from_json(probe.messages), tools)).token_ids.tolist()
     answer = renderer.tokenise(probe.continuation).tolist()
     model.eval()

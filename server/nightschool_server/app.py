@@ -102,11 +102,14 @@ def load_app(ref: str) -> App:
     Raises AppError with the remedy. Tool schemas are checked here, so that a wrong one stops the start.
     """
     from nightschool_server.agent.arguments import schema_fault
+    from nightschool_server.engines.guidance import strict_fault
 
     app = import_app(ref)
     for entry in app.tools:
         if fault := schema_fault(entry.spec.parameters):
             raise AppError(f"app {ref!r}: the schema of tool {entry.spec.name!r} ({entry.where}) is wrong: {fault}")
+        if fault := strict_fault(entry.spec):
+            raise AppError(f"app {ref!r}: {entry.where}: {fault}")
     return app
 
 

@@ -77,6 +77,8 @@ class ToolSpec:
     name: str
     description: str
     parameters: str
+    strict: bool = False
+    """Whether a call's arguments are held to the schema while they are sampled; the model's prompt does not say it."""
 
     @property
     def schema(self) -> Any:

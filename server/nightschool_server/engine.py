@@ -20,6 +20,9 @@ BASE = "base"
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
+ToolChoice = Literal["auto", "required"]
+"""Whether an answer may call tools, or is calls and nothing else."""
+
 LIVE_PRIORITY = 0
 """Requests of people and applications."""
 
@@ -35,6 +38,8 @@ class Prompt:
     tools: tuple[ToolSpec, ...] = ()
     images: Mapping[str, bytes] = field(default_factory=dict)
     """Encoded bytes (PNG, JPEG, ...) of every image that the messages name, by sha256."""
+    tool_choice: ToolChoice = "auto"
+    """Read by `generate` alone."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +57,10 @@ class Sampling:
     """Strings that end the answer; they are not part of it."""
     n: int = 1
     logprobs: bool = False
-    """Whether deltas carry the logprob of each sampled token (of the untempered distribution)."""
+    """Whether deltas carry the logprob of each sampled token: of the untempered distribution, over the tokens that a
+    guided answer leaves."""
     top_logprobs: int = 0
-    """How many of the likeliest tokens to report at each position."""
+    """How many of the likeliest tokens to report at each position; a guided answer may leave fewer."""
     ignore_eos: bool = False
     """For measurements: run to max_tokens."""
 
@@ -151,9 +157,10 @@ class Engine(Protocol):
     def generate(self, request: GenerateRequest) -> AsyncIterator[Delta]:
         """Stream the n answers of one request as they are sampled.
 
+        Where a tool of the prompt is strict, or a call is required, the answers are guided: see `engines/guidance.py`.
         Closing the iterator or cancelling its task aborts the request at the engine's next step.
         Raises InvalidRequestError (an image that does not decode, a template that refuses the
-        messages), ContextOverflowError, UnknownAdapterError before the first delta, and
+        messages, a schema that cannot be guided), ContextOverflowError, UnknownAdapterError before the first delta, and
         EngineDeadError and EngineAsleepError at any time.
         """
         ...

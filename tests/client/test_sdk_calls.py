@@ -23,6 +23,7 @@ from nightschool import (
     StreamClosedError,
     Text,
     Tool,
+    ToolChoice,
 )
 from nightschool_proto.v1 import content_pb2
 
@@ -132,7 +133,21 @@ def test_images_need_a_last_turn_of_the_user(client: Client) -> None:
 def test_tools_are_sent_as_json_schema(client: Client, server: FakeServer) -> None:
     client.generate("hello", tools=[Tool("look", "Looks.", {"type": "object", "properties": {}})])
     (tool,) = server.calls[0].request.tools
-    assert (tool.name, tool.parameters_json) == ("look", '{"properties": {}, "type": "object"}')
+    assert (tool.name, tool.parameters_json, tool.strict) == ("look", '{"properties": {}, "type": "object"}', False)
+
+
+def test_strict_tools_and_the_choice_of_a_call_are_sent(client: Client, server: FakeServer) -> None:
+    def look(where: str) -> str:
+        """Looks."""
+        return where
+
+    client.generate("hello", tools=[Tool.of(look, strict=True), look], tool_choice="required")
+    client.generate("hello", tools=[look], tool_choice=ToolChoice.AUTO)
+    first, second = (call.request for call in server.calls)
+    assert [tool.strict for tool in first.tools] == [True, False]
+    assert (first.tool_choice, second.tool_choice) == (content_pb2.REQUIRED, content_pb2.AUTO)
+    with pytest.raises(InvalidRequestError, match="must be one of auto, required"):
+        client.generate("hello", tools=[look], tool_choice="any")
 
 
 def test_a_stream_gives_text_and_the_reply_afterwards(client: Client) -> None:

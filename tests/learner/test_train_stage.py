@@ -132,7 +132,7 @@ async def test_probes_are_spread_over_text_only_pairs(served: World) -> None:
     probes = choose_probes(served.store, cycle.id, cycle.app.specs, 3)
     assert len({probe.messages for probe in probes}) == 3
     assert all(probe.continuation.startswith("<tool_call>") for probe in probes)
-    assert [tool["name"] for tool in probes[0].tools] == ["calculator"]
+    assert [(tool["name"], tool["strict"]) for tool in probes[0].tools] == [("calculator", False)]
     assert choose_probes(served.store, cycle.id, cycle.app.specs, 0) == ()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,21 @@ import psutil
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2
-from nightschool_proto.v1 import admin_pb2
+from nightschool_proto.v1 import admin_pb2, content_pb2
 
 from tests.harness import SHOP_MODEL, ServerProcess, Stubs, ask, stubs
 from tests.server.tiny_models import make_adapter
 
 START_S = 120.0
 GONE_S = 30.0
+
+_DAYS = {"type": "object", "properties": {"day": {"enum": ["Montag", "Mittwoch"]}}, "required": ["day"]}
+BOOK = ask(
+    "Book a table.",
+    tools=[content_pb2.Tool(name="book", description="Books.", parameters_json=json.dumps(_DAYS), strict=True)],
+    tool_choice=content_pb2.REQUIRED,
+    max_tokens=60,
+)
 
 
 def engine_processes(server: ServerProcess) -> list[psutil.Process]:
@@ -71,6 +80,8 @@ async def test_a_killed_engine_is_unavailable_then_back_and_nothing_acknowledged
             question = ask("What is 12 plus 7?", request_id="r1")
             before = await wire.agent.Generate(question, metadata=server.admin)
             assert before.adapter == name
+            guided = await wire.agent.Generate(BOOK, metadata=server.admin)
+            assert json.loads(guided.answers[0].tool_calls[0].arguments_json)["day"] in ("Montag", "Mittwoch")
             watch = wire.health.Watch(health_pb2.HealthCheckRequest(service="nightschool.v1.AgentService"))
             assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
             stream = wire.agent.StreamGenerate(ask("hi", max_tokens=400, ignore_eos=True), metadata=server.admin)
@@ -90,9 +101,10 @@ async def test_a_killed_engine_is_unavailable_then_back_and_nothing_acknowledged
             assert await wire.agent.Generate(question, metadata=server.admin) == before, "answered once, for good"
             after = await wire.agent.Generate(ask("What is 12 plus 7?"), metadata=server.admin)
             assert (after.adapter, after.answers) == (before.adapter, before.answers)
+            assert (await wire.agent.Generate(BOOK, metadata=server.admin)).answers == guided.answers
             status = await wire.admin.GetStatus(admin_pb2.GetStatusRequest(), metadata=server.admin)
-            # The one before, the one that died in flight, and the one after; a repeat is not logged again.
-            assert (status.healthy, status.log.num_requests) == (True, 3)
+            # Two before, the one that died in flight, and two after; a repeat is not logged again.
+            assert (status.healthy, status.log.num_requests) == (True, 5)
 
         left = engine_processes(server)
         assert len(left) == 2

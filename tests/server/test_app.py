@@ -102,6 +102,24 @@ def test_a_hand_written_schema_is_checked_when_the_application_is_loaded(
     assert ToolSpec("price", "", "{}").schema == {}
 
 
+def test_a_strict_tool_that_cannot_be_guided_stops_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "app_with_unguidable_tool.py").write_text(
+        "from nightschool_server.app import App, Tool, tool\n"
+        "from nightschool_server.chat import ToolSpec\n"
+        "@tool(effect='read_only', strict=True)\n"
+        "def price(item: str) -> int:\n"
+        "    'The price.'\n"
+        "    return 7\n"
+        """schema = '{"type": "object", "properties": {"a": {"type": "array", "uniqueItems": true}}}'\n"""
+        "fine = App('shop', '', [price])\n"
+        "app = App('shop', '', [price, Tool(ToolSpec('sort', '', schema, strict=True), print)])\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert [spec.strict for spec in load_app("app_with_unguidable_tool:fine").specs] == [True]
+    with pytest.raises(AppError, match=r"strict tool 'sort' .*uniqueItems.*: simplify it, or drop strict"):
+        load_app("app_with_unguidable_tool:app")
+
+
 @pytest.mark.parametrize(
     ("match", "answer", "given", "correct"),
     [

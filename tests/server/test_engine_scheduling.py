@@ -19,6 +19,7 @@ from nightschool_server.errors import (
 )
 
 from tests.server.engine_world import Answer, World, answer, answers, request
+from tests.server.guided_tools import ORDER, checked_calls, prompt_of
 from tests.server.tiny_models import CONTEXT, make_adapter, make_qwen2
 
 
@@ -75,6 +76,18 @@ async def test_a_live_request_takes_a_slot_from_practice_which_resumes_unchanged
             after = await one.task
             assert (after.token_ids, after.text) == (before.token_ids, before.text)
         assert alone[0].token_ids == world.reference.greedy(asked[0].prompt, 300, "first", ignore_eos=True)
+
+
+async def test_a_guided_answer_that_loses_its_slot_goes_on_in_its_grammar(world: World) -> None:
+    async with world.engine(num_slots=1, num_retained_slots=0) as engine:
+        held = request(prompt_of(ORDER), "first", PRACTICE_PRIORITY, temperature=1.5, seed=3, max_tokens=380)
+        alone = await answer(engine, held)
+        watched = Watched(engine, held)
+        await watched.started.wait()
+        await answer(engine, request("Hello", max_tokens=4))
+        assert not watched.task.done(), "the slot was practice's for long"
+        assert (await watched.task).token_ids == alone.token_ids
+        assert checked_calls(alone.text, alone.finish_reason, ORDER)
 
 
 async def test_waiting_live_requests_go_before_waiting_practice(world: World) -> None:

@@ -45,8 +45,8 @@ def call(name: str = "price", arguments: str = '{"item": "mug"}') -> content_pb2
     return content_pb2.Part(tool_call=content_pb2.ToolCall(id="call_0", name=name, arguments_json=arguments))
 
 
-def tool(name: str = "price", schema: str = '{"type": "object"}') -> content_pb2.Tool:
-    return content_pb2.Tool(name=name, description="what it costs", parameters_json=schema)
+def tool(name: str = "price", schema: str = '{"type": "object"}', *, strict: bool = False) -> content_pb2.Tool:
+    return content_pb2.Tool(name=name, description="what it costs", parameters_json=schema, strict=strict)
 
 
 def request(**fields: object) -> agent_pb2.GenerateRequest:
@@ -123,6 +123,13 @@ BAD = {
         "tools[0].parameters_json",
         "NaN",
     ),
+    "strict and not to be guided": (
+        request(tools=[tool(), tool("b", '{"type": "object", "properties": {"a": {"not": {}}}}', strict=True)]),
+        "tools[1].strict",
+        "the schema of strict tool 'b' cannot be guided (Unimplemented keys: [\"not\"]): simplify it, or drop strict",
+    ),
+    "unknown tool choice": (request(tool_choice=7), "tool_choice", "REQUIRED"),  # type: ignore[arg-type]
+    "a call required of no tool": (request(tool_choice=content_pb2.REQUIRED), "tool_choice", "no tools"),
     "schema not an object": (request(tools=[tool(schema='{"type": "array"}')]), "tools[0].parameters_json", "object"),
     "schema that is none": (
         request(tools=[tool(), tool("b", '{"type": "object", "properties": {"a": {"type": "nubmer"}}}')]),
@@ -201,7 +208,11 @@ def test_a_full_request_arrives_unchanged() -> None:
                     role=TOOL,
                 ),
             ],
-            tools=[tool(schema='{"type": "object", "properties": {"item": {"type": "string"}}}')],
+            tools=[
+                tool(schema='{"type": "object", "properties": {"item": {"type": "string"}}}', strict=True),
+                tool("b"),
+            ],
+            tool_choice=content_pb2.REQUIRED,
             sampling=content_pb2.Sampling(max_tokens=7, temperature=0.7, top_p=0.9, top_k=3, seed=11, n=2, stop=["."]),
             adapter="3-00ff00ff",
             session_id="s1",
@@ -224,6 +235,7 @@ def test_a_full_request_arrives_unchanged() -> None:
     }
     assert got.sampling == engine.Sampling(max_tokens=7, temperature=0.7, top_p=0.9, top_k=3, seed=11, n=2, stop=(".",))
     assert got.tools[0].parameters == '{"properties":{"item":{"type":"string"}},"type":"object"}'
+    assert ([tool.strict for tool in got.tools], got.tool_choice) == ([True, False], "required")
     assert (got.adapter, got.session_id, got.request_id, got.policy) == ("3-00ff00ff", "s1", "r1", "no_log")
     assert got.priority == engine.PRACTICE_PRIORITY
 

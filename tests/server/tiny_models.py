@@ -56,8 +56,11 @@ _TEMPLATE = """{%- for message in messages -%}
 {%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"""
 
 
-def make_tokenizer(image_mark: str = "") -> PreTrainedTokenizerFast:
-    """A byte-level BPE of about 400 tokens with a ChatML template; `image_mark` stands for an image."""
+def make_tokenizer(image_mark: str = "", *, call_marks: bool = False) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of about 400 tokens with a ChatML template; `image_mark` stands for an image.
+
+    With `call_marks` the marks of a tool call are tokens of their own, added but not special, as Qwen's are.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -68,6 +71,9 @@ def make_tokenizer(image_mark: str = "") -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator(_TEXTS, trainer)
+    if call_marks:
+        marks = ("<tool_call>", "</tool_call>", "<think>", "</think>")
+        tokenizer.add_tokens([AddedToken(mark, special=False, normalized=False) for mark in marks])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
@@ -77,9 +83,9 @@ def make_tokenizer(image_mark: str = "") -> PreTrainedTokenizerFast:
     )
 
 
-def make_qwen2(folder: Path, **changes: Any) -> Path:
+def make_qwen2(folder: Path, *, call_marks: bool = False, **changes: Any) -> Path:
     """A text model with grouped-query attention."""
-    tokenizer = make_tokenizer()
+    tokenizer = make_tokenizer(call_marks=call_marks)
     config = Qwen2Config(**{**_text(tokenizer), **changes})
     return _save(Qwen2ForCausalLM(config), folder, tokenizer)
 

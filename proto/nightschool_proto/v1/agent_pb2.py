@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from nightschool_proto.v1 import content_pb2 as nightschool__proto_dot_v1_dot_content__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n nightschool_proto/v1/agent.proto\x12\x0enightschool.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"nightschool_proto/v1/content.proto\"\xab\x02\n\x0fGenerateRequest\x12)\n\x08messages\x18\x01 \x03(\x0b\x32\x17.nightschool.v1.Message\x12#\n\x05tools\x18\x02 \x03(\x0b\x32\x14.nightschool.v1.Tool\x12*\n\x08sampling\x18\x03 \x01(\x0b\x32\x18.nightschool.v1.Sampling\x12\x0f\n\x07\x61\x64\x61pter\x18\x04 \x01(\t\x12\x12\n\nsession_id\x18\x05 \x01(\t\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x37\n\x0flearning_policy\x18\x07 \x01(\x0e\x32\x1e.nightschool.v1.LearningPolicy\x12*\n\x08priority\x18\x08 \x01(\x0e\x32\x18.nightschool.v1.Priority\"\x87\x01\n\x10GenerateResponse\x12\x13\n\x0bresponse_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x02 \x01(\t\x12\'\n\x07\x61nswers\x18\x03 \x03(\x0b\x32\x16.nightschool.v1.Answer\x12$\n\x05usage\x18\x04 \x01(\x0b\x32\x15.nightschool.v1.Usage\"\xc9\x01\n\x16StreamGenerateResponse\x12*\n\x07started\x18\x01 \x01(\x0b\x32\x17.nightschool.v1.StartedH\x00\x12&\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x15.nightschool.v1.DeltaH\x00\x12*\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x16.nightschool.v1.AnswerH\x00\x12&\n\x05usage\x18\x04 \x01(\x0b\x32\x15.nightschool.v1.UsageH\x00\x42\x07\n\x05\x65vent\"/\n\x07Started\x12\x13\n\x0bresponse_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x02 \x01(\t\"L\n\x05\x44\x65lta\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\x12&\n\x06tokens\x18\x03 \x01(\x0b\x32\x16.nightschool.v1.Tokens\"x\n\x0eRunTaskRequest\x12*\n\x05start\x18\x01 \x01(\x0b\x32\x19.nightschool.v1.TaskStartH\x00\x12\x31\n\x0btool_result\x18\x02 \x01(\x0b\x32\x1a.nightschool.v1.ToolResultH\x00\x42\x07\n\x05\x65vent\"\x93\x02\n\tTaskStart\x12)\n\x08messages\x18\x01 \x03(\x0b\x32\x17.nightschool.v1.Message\x12*\n\x0c\x63lient_tools\x18\x02 \x03(\x0b\x32\x14.nightschool.v1.Tool\x12*\n\x08sampling\x18\x03 \x01(\x0b\x32\x18.nightschool.v1.Sampling\x12\x0f\n\x07\x61\x64\x61pter\x18\x04 \x01(\t\x12\x12\n\nsession_id\x18\x05 \x01(\t\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x37\n\x0flearning_policy\x18\x07 \x01(\x0e\x32\x1e.nightschool.v1.LearningPolicy\x12\x11\n\tmax_steps\x18\x08 \x01(\x05\"\xb4\x02\n\x0fRunTaskResponse\x12*\n\x07started\x18\x01 \x01(\x0b\x32\x17.nightschool.v1.StartedH\x00\x12&\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x15.nightschool.v1.DeltaH\x00\x12-\n\ttool_call\x18\x03 \x01(\x0b\x32\x18.nightschool.v1.ToolCallH\x00\x12\x30\n\x0ctool_request\x18\x04 \x01(\x0b\x32\x18.nightschool.v1.ToolCallH\x00\x12\x31\n\x0btool_result\x18\x05 \x01(\x0b\x32\x1a.nightschool.v1.ToolResultH\x00\x12\x30\n\x08\x66inished\x18\x06 \x01(\x0b\x32\x1c.nightschool.v1.TaskFinishedH\x00\x42\x07\n\x05\x65vent\"\x98\x02\n\x0cTaskFinished\x12\x35\n\x07outcome\x18\x01 \x01(\x0e\x32$.nightschool.v1.TaskFinished.Outcome\x12\x0e\n\x06\x61nswer\x18\x02 \x01(\t\x12\x11\n\tnum_steps\x18\x03 \x01(\x05\x12$\n\x05usage\x18\x04 \x01(\x0b\x32\x15.nightschool.v1.Usage\x12)\n\x08messages\x18\x05 \x03(\x0b\x32\x17.nightschool.v1.Message\"]\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x0c\n\x08\x41NSWERED\x10\x01\x12\r\n\tMAX_STEPS\x10\x02\x12\x0e\n\nMAX_TOKENS\x10\x03\x12\x0c\n\x08MAX_TIME\x10\x04\"\x8f\x01\n\x15RecordFeedbackRequest\x12\x13\n\x0bresponse_id\x18\x01 \x01(\t\x12\x0e\n\x04good\x18\x02 \x01(\x08H\x00\x12\x0f\n\x05score\x18\x03 \x01(\x01H\x00\x12\x0f\n\x07\x63omment\x18\x04 \x01(\t\x12\x12\n\ncorrection\x18\x05 \x01(\t\x12\x12\n\nrequest_id\x18\x06 \x01(\tB\x07\n\x05value\"-\n\x16RecordFeedbackResponse\x12\x13\n\x0b\x66\x65\x65\x64\x62\x61\x63k_id\x18\x01 \x01(\t\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"T\n\x12ListModelsResponse\x12%\n\x06models\x18\x01 \x03(\x0b\x32\x15.nightschool.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x99\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nbase_model\x18\x02 \x01(\t\x12\x0e\n\x06\x61\x63tive\x18\x03 \x01(\x08\x12\x16\n\x0e\x63ontext_length\x18\x04 \x01(\x05\x12\x16\n\x0e\x61\x63\x63\x65pts_images\x18\x05 \x01(\x08\x12.\n\ncreated_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xc0\x03\n\x0c\x41gentService\x12M\n\x08Generate\x12\x1f.nightschool.v1.GenerateRequest\x1a .nightschool.v1.GenerateResponse\x12[\n\x0eStreamGenerate\x12\x1f.nightschool.v1.GenerateRequest\x1a&.nightschool.v1.StreamGenerateResponse0\x01\x12N\n\x07RunTask\x12\x1e.nightschool.v1.RunTaskRequest\x1a\x1f.nightschool.v1.RunTaskResponse(\x01\x30\x01\x12_\n\x0eRecordFeedback\x12%.nightschool.v1.RecordFeedbackRequest\x1a&.nightschool.v1.RecordFeedbackResponse\x12S\n\nListModels\x12!.nightschool.v1.ListModelsRequest\x1a\".nightschool.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n nightschool_proto/v1/agent.proto\x12\x0enightschool.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"nightschool_proto/v1/content.proto\"\xdc\x02\n\x0fGenerateRequest\x12)\n\x08messages\x18\x01 \x03(\x0b\x32\x17.nightschool.v1.Message\x12#\n\x05tools\x18\x02 \x03(\x0b\x32\x14.nightschool.v1.Tool\x12*\n\x08sampling\x18\x03 \x01(\x0b\x32\x18.nightschool.v1.Sampling\x12\x0f\n\x07\x61\x64\x61pter\x18\x04 \x01(\t\x12\x12\n\nsession_id\x18\x05 \x01(\t\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x37\n\x0flearning_policy\x18\x07 \x01(\x0e\x32\x1e.nightschool.v1.LearningPolicy\x12*\n\x08priority\x18\x08 \x01(\x0e\x32\x18.nightschool.v1.Priority\x12/\n\x0btool_choice\x18\t \x01(\x0e\x32\x1a.nightschool.v1.ToolChoice\"\x87\x01\n\x10GenerateResponse\x12\x13\n\x0bresponse_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x02 \x01(\t\x12\'\n\x07\x61nswers\x18\x03 \x03(\x0b\x32\x16.nightschool.v1.Answer\x12$\n\x05usage\x18\x04 \x01(\x0b\x32\x15.nightschool.v1.Usage\"\xc9\x01\n\x16StreamGenerateResponse\x12*\n\x07started\x18\x01 \x01(\x0b\x32\x17.nightschool.v1.StartedH\x00\x12&\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x15.nightschool.v1.DeltaH\x00\x12*\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x16.nightschool.v1.AnswerH\x00\x12&\n\x05usage\x18\x04 \x01(\x0b\x32\x15.nightschool.v1.UsageH\x00\x42\x07\n\x05\x65vent\"/\n\x07Started\x12\x13\n\x0bresponse_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x02 \x01(\t\"L\n\x05\x44\x65lta\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\x12&\n\x06tokens\x18\x03 \x01(\x0b\x32\x16.nightschool.v1.Tokens\"x\n\x0eRunTaskRequest\x12*\n\x05start\x18\x01 \x01(\x0b\x32\x19.nightschool.v1.TaskStartH\x00\x12\x31\n\x0btool_result\x18\x02 \x01(\x0b\x32\x1a.nightschool.v1.ToolResultH\x00\x42\x07\n\x05\x65vent\"\x93\x02\n\tTaskStart\x12)\n\x08messages\x18\x01 \x03(\x0b\x32\x17.nightschool.v1.Message\x12*\n\x0c\x63lient_tools\x18\x02 \x03(\x0b\x32\x14.nightschool.v1.Tool\x12*\n\x08sampling\x18\x03 \x01(\x0b\x32\x18.nightschool.v1.Sampling\x12\x0f\n\x07\x61\x64\x61pter\x18\x04 \x01(\t\x12\x12\n\nsession_id\x18\x05 \x01(\t\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x37\n\x0flearning_policy\x18\x07 \x01(\x0e\x32\x1e.nightschool.v1.LearningPolicy\x12\x11\n\tmax_steps\x18\x08 \x01(\x05\"\xb4\x02\n\x0fRunTaskResponse\x12*\n\x07started\x18\x01 \x01(\x0b\x32\x17.nightschool.v1.StartedH\x00\x12&\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x15.nightschool.v1.DeltaH\x00\x12-\n\ttool_call\x18\x03 \x01(\x0b\x32\x18.nightschool.v1.ToolCallH\x00\x12\x30\n\x0ctool_request\x18\x04 \x01(\x0b\x32\x18.nightschool.v1.ToolCallH\x00\x12\x31\n\x0btool_result\x18\x05 \x01(\x0b\x32\x1a.nightschool.v1.ToolResultH\x00\x12\x30\n\x08\x66inished\x18\x06 \x01(\x0b\x32\x1c.nightschool.v1.TaskFinishedH\x00\x42\x07\n\x05\x65vent\"\x98\x02\n\x0cTaskFinished\x12\x35\n\x07outcome\x18\x01 \x01(\x0e\x32$.nightschool.v1.TaskFinished.Outcome\x12\x0e\n\x06\x61nswer\x18\x02 \x01(\t\x12\x11\n\tnum_steps\x18\x03 \x01(\x05\x12$\n\x05usage\x18\x04 \x01(\x0b\x32\x15.nightschool.v1.Usage\x12)\n\x08messages\x18\x05 \x03(\x0b\x32\x17.nightschool.v1.Message\"]\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x0c\n\x08\x41NSWERED\x10\x01\x12\r\n\tMAX_STEPS\x10\x02\x12\x0e\n\nMAX_TOKENS\x10\x03\x12\x0c\n\x08MAX_TIME\x10\x04\"\x8f\x01\n\x15RecordFeedbackRequest\x12\x13\n\x0bresponse_id\x18\x01 \x01(\t\x12\x0e\n\x04good\x18\x02 \x01(\x08H\x00\x12\x0f\n\x05score\x18\x03 \x01(\x01H\x00\x12\x0f\n\x07\x63omment\x18\x04 \x01(\t\x12\x12\n\ncorrection\x18\x05 \x01(\t\x12\x12\n\nrequest_id\x18\x06 \x01(\tB\x07\n\x05value\"-\n\x16RecordFeedbackResponse\x12\x13\n\x0b\x66\x65\x65\x64\x62\x61\x63k_id\x18\x01 \x01(\t\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"T\n\x12ListModelsResponse\x12%\n\x06models\x18\x01 \x03(\x0b\x32\x15.nightschool.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x99\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nbase_model\x18\x02 \x01(\t\x12\x0e\n\x06\x61\x63tive\x18\x03 \x01(\x08\x12\x16\n\x0e\x63ontext_length\x18\x04 \x01(\x05\x12\x16\n\x0e\x61\x63\x63\x65pts_images\x18\x05 \x01(\x08\x12.\n\ncreated_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xc0\x03\n\x0c\x41gentService\x12M\n\x08Generate\x12\x1f.nightschool.v1.GenerateRequest\x1a .nightschool.v1.GenerateResponse\x12[\n\x0eStreamGenerate\x12\x1f.nightschool.v1.GenerateRequest\x1a&.nightschool.v1.StreamGenerateResponse0\x01\x12N\n\x07RunTask\x12\x1e.nightschool.v1.RunTaskRequest\x1a\x1f.nightschool.v1.RunTaskResponse(\x01\x30\x01\x12_\n\x0eRecordFeedback\x12%.nightschool.v1.RecordFeedbackRequest\x1a&.nightschool.v1.RecordFeedbackResponse\x12S\n\nListModels\x12!.nightschool.v1.ListModelsRequest\x1a\".nightschool.v1.ListModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,35 +34,35 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'nightschool_proto.v1.agent_
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GENERATEREQUEST']._serialized_start=122
-  _globals['_GENERATEREQUEST']._serialized_end=421
-  _globals['_GENERATERESPONSE']._serialized_start=424
-  _globals['_GENERATERESPONSE']._serialized_end=559
-  _globals['_STREAMGENERATERESPONSE']._serialized_start=562
-  _globals['_STREAMGENERATERESPONSE']._serialized_end=763
-  _globals['_STARTED']._serialized_start=765
-  _globals['_STARTED']._serialized_end=812
-  _globals['_DELTA']._serialized_start=814
-  _globals['_DELTA']._serialized_end=890
-  _globals['_RUNTASKREQUEST']._serialized_start=892
-  _globals['_RUNTASKREQUEST']._serialized_end=1012
-  _globals['_TASKSTART']._serialized_start=1015
-  _globals['_TASKSTART']._serialized_end=1290
-  _globals['_RUNTASKRESPONSE']._serialized_start=1293
-  _globals['_RUNTASKRESPONSE']._serialized_end=1601
-  _globals['_TASKFINISHED']._serialized_start=1604
-  _globals['_TASKFINISHED']._serialized_end=1884
-  _globals['_TASKFINISHED_OUTCOME']._serialized_start=1791
-  _globals['_TASKFINISHED_OUTCOME']._serialized_end=1884
-  _globals['_RECORDFEEDBACKREQUEST']._serialized_start=1887
-  _globals['_RECORDFEEDBACKREQUEST']._serialized_end=2030
-  _globals['_RECORDFEEDBACKRESPONSE']._serialized_start=2032
-  _globals['_RECORDFEEDBACKRESPONSE']._serialized_end=2077
-  _globals['_LISTMODELSREQUEST']._serialized_start=2079
-  _globals['_LISTMODELSREQUEST']._serialized_end=2137
-  _globals['_LISTMODELSRESPONSE']._serialized_start=2139
-  _globals['_LISTMODELSRESPONSE']._serialized_end=2223
-  _globals['_MODEL']._serialized_start=2226
-  _globals['_MODEL']._serialized_end=2379
-  _globals['_AGENTSERVICE']._serialized_start=2382
-  _globals['_AGENTSERVICE']._serialized_end=2830
+  _globals['_GENERATEREQUEST']._serialized_end=470
+  _globals['_GENERATERESPONSE']._serialized_start=473
+  _globals['_GENERATERESPONSE']._serialized_end=608
+  _globals['_STREAMGENERATERESPONSE']._serialized_start=611
+  _globals['_STREAMGENERATERESPONSE']._serialized_end=812
+  _globals['_STARTED']._serialized_start=814
+  _globals['_STARTED']._serialized_end=861
+  _globals['_DELTA']._serialized_start=863
+  _globals['_DELTA']._serialized_end=939
+  _globals['_RUNTASKREQUEST']._serialized_start=941
+  _globals['_RUNTASKREQUEST']._serialized_end=1061
+  _globals['_TASKSTART']._serialized_start=1064
+  _globals['_TASKSTART']._serialized_end=1339
+  _globals['_RUNTASKRESPONSE']._serialized_start=1342
+  _globals['_RUNTASKRESPONSE']._serialized_end=1650
+  _globals['_TASKFINISHED']._serialized_start=1653
+  _globals['_TASKFINISHED']._serialized_end=1933
+  _globals['_TASKFINISHED_OUTCOME']._serialized_start=1840
+  _globals['_TASKFINISHED_OUTCOME']._serialized_end=1933
+  _globals['_RECORDFEEDBACKREQUEST']._serialized_start=1936
+  _globals['_RECORDFEEDBACKREQUEST']._serialized_end=2079
+  _globals['_RECORDFEEDBACKRESPONSE']._serialized_start=2081
+  _globals['_RECORDFEEDBACKRESPONSE']._serialized_end=2126
+  _globals['_LISTMODELSREQUEST']._serialized_start=2128
+  _globals['_LISTMODELSREQUEST']._serialized_end=2186
+  _globals['_LISTMODELSRESPONSE']._serialized_start=2188
+  _globals['_LISTMODELSRESPONSE']._serialized_end=2272
+  _globals['_MODEL']._serialized_start=2275
+  _globals['_MODEL']._serialized_end=2428
+  _globals['_AGENTSERVICE']._serialized_start=2431
+  _globals['_AGENTSERVICE']._serialized_end=2879
 # @@protoc_insertion_point(module_scope)

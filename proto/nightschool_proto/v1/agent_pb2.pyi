@@ -33,6 +33,7 @@ class GenerateRequest(google.protobuf.message.Message):
     REQUEST_ID_FIELD_NUMBER: builtins.int
     LEARNING_POLICY_FIELD_NUMBER: builtins.int
     PRIORITY_FIELD_NUMBER: builtins.int
+    TOOL_CHOICE_FIELD_NUMBER: builtins.int
     adapter: builtins.str
     """Pins the request to an adapter by name ("base" for none). Empty: the router chooses."""
     session_id: builtins.str
@@ -42,6 +43,7 @@ class GenerateRequest(google.protobuf.message.Message):
     learning_policy: nightschool_proto.v1.content_pb2.LearningPolicy.ValueType
     priority: nightschool_proto.v1.content_pb2.Priority.ValueType
     """PRACTICE needs the admin scope."""
+    tool_choice: nightschool_proto.v1.content_pb2.ToolChoice.ValueType
     @property
     def messages(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[nightschool_proto.v1.content_pb2.Message]: ...
     @property
@@ -59,9 +61,10 @@ class GenerateRequest(google.protobuf.message.Message):
         request_id: builtins.str = ...,
         learning_policy: nightschool_proto.v1.content_pb2.LearningPolicy.ValueType = ...,
         priority: nightschool_proto.v1.content_pb2.Priority.ValueType = ...,
+        tool_choice: nightschool_proto.v1.content_pb2.ToolChoice.ValueType = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["sampling", b"sampling"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["adapter", b"adapter", "learning_policy", b"learning_policy", "messages", b"messages", "priority", b"priority", "request_id", b"request_id", "sampling", b"sampling", "session_id", b"session_id", "tools", b"tools"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["adapter", b"adapter", "learning_policy", b"learning_policy", "messages", b"messages", "priority", b"priority", "request_id", b"request_id", "sampling", b"sampling", "session_id", b"session_id", "tool_choice", b"tool_choice", "tools", b"tools"]) -> None: ...
 
 global___GenerateRequest = GenerateRequest
 

@@ -24,19 +24,21 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"nightschool_proto/v1/content.proto\x12\x0enightschool.v1\"\xa7\x01\n\x07Message\x12*\n\x04role\x18\x01 \x01(\x0e\x32\x1c.nightschool.v1.Message.Role\x12#\n\x05parts\x18\x02 \x03(\x0b\x32\x14.nightschool.v1.Part\"K\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\n\n\x06SYSTEM\x10\x01\x12\x08\n\x04USER\x10\x02\x12\r\n\tASSISTANT\x10\x03\x12\x08\n\x04TOOL\x10\x04\"\xa8\x01\n\x04Part\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12&\n\x05image\x18\x02 \x01(\x0b\x32\x15.nightschool.v1.ImageH\x00\x12-\n\ttool_call\x18\x03 \x01(\x0b\x32\x18.nightschool.v1.ToolCallH\x00\x12\x31\n\x0btool_result\x18\x04 \x01(\x0b\x32\x1a.nightschool.v1.ToolResultH\x00\x42\x06\n\x04part\"3\n\x05Image\x12\x0e\n\x04\x64\x61ta\x18\x01 \x01(\x0cH\x00\x12\x10\n\x06sha256\x18\x02 \x01(\tH\x00\x42\x08\n\x06source\"B\n\x04Tool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x17\n\x0fparameters_json\x18\x03 \x01(\t\"<\n\x08ToolCall\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x03 \x01(\t\"N\n\nToolResult\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x03 \x01(\t\x12\x10\n\x08is_error\x18\x04 \x01(\x08\"\x94\x02\n\x08Sampling\x12\x17\n\nmax_tokens\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\x05H\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x03H\x04\x88\x01\x01\x12\x0c\n\x04stop\x18\x06 \x03(\t\x12\x0e\n\x01n\x18\x07 \x01(\x05H\x05\x88\x01\x01\x12\x10\n\x08logprobs\x18\x08 \x01(\x08\x12\x14\n\x0ctop_logprobs\x18\t \x01(\x05\x12\x12\n\nignore_eos\x18\n \x01(\x08\x42\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x07\n\x05_seedB\x04\n\x02_n\"P\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x05\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\x05\x12\x15\n\rcached_tokens\x18\x03 \x01(\x05\"Q\n\x06Tokens\x12\x0b\n\x03ids\x18\x01 \x03(\x05\x12\x10\n\x08logprobs\x18\x02 \x03(\x02\x12(\n\x03top\x18\x03 \x03(\x0b\x32\x1b.nightschool.v1.TopLogprobs\";\n\x0bTopLogprobs\x12\x0b\n\x03ids\x18\x01 \x03(\x05\x12\r\n\x05texts\x18\x02 \x03(\t\x12\x10\n\x08logprobs\x18\x03 \x03(\x02\"\xc9\x01\n\x06\x41nswer\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\x12,\n\ntool_calls\x18\x03 \x03(\x0b\x32\x18.nightschool.v1.ToolCall\x12\x17\n\x0ftool_call_error\x18\x04 \x01(\t\x12\x33\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x1c.nightschool.v1.FinishReason\x12&\n\x06tokens\x18\x06 \x01(\x0b\x32\x16.nightschool.v1.Tokens*V\n\x0eLearningPolicy\x12\x1f\n\x1bLEARNING_POLICY_UNSPECIFIED\x10\x00\x12\t\n\x05TRAIN\x10\x01\x12\x0c\n\x08LOG_ONLY\x10\x02\x12\n\n\x06NO_LOG\x10\x03*<\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x08\n\x04LIVE\x10\x01\x12\x0c\n\x08PRACTICE\x10\x02*b\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x08\n\x04STOP\x10\x01\x12\n\n\x06LENGTH\x10\x02\x12\x0e\n\nTOOL_CALLS\x10\x03\x12\r\n\tCANCELLED\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"nightschool_proto/v1/content.proto\x12\x0enightschool.v1\"\xa7\x01\n\x07Message\x12*\n\x04role\x18\x01 \x01(\x0e\x32\x1c.nightschool.v1.Message.Role\x12#\n\x05parts\x18\x02 \x03(\x0b\x32\x14.nightschool.v1.Part\"K\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\n\n\x06SYSTEM\x10\x01\x12\x08\n\x04USER\x10\x02\x12\r\n\tASSISTANT\x10\x03\x12\x08\n\x04TOOL\x10\x04\"\xa8\x01\n\x04Part\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12&\n\x05image\x18\x02 \x01(\x0b\x32\x15.nightschool.v1.ImageH\x00\x12-\n\ttool_call\x18\x03 \x01(\x0b\x32\x18.nightschool.v1.ToolCallH\x00\x12\x31\n\x0btool_result\x18\x04 \x01(\x0b\x32\x1a.nightschool.v1.ToolResultH\x00\x42\x06\n\x04part\"3\n\x05Image\x12\x0e\n\x04\x64\x61ta\x18\x01 \x01(\x0cH\x00\x12\x10\n\x06sha256\x18\x02 \x01(\tH\x00\x42\x08\n\x06source\"R\n\x04Tool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x17\n\x0fparameters_json\x18\x03 \x01(\t\x12\x0e\n\x06strict\x18\x04 \x01(\x08\"<\n\x08ToolCall\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x03 \x01(\t\"N\n\nToolResult\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x03 \x01(\t\x12\x10\n\x08is_error\x18\x04 \x01(\x08\"\x94\x02\n\x08Sampling\x12\x17\n\nmax_tokens\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\x05H\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x03H\x04\x88\x01\x01\x12\x0c\n\x04stop\x18\x06 \x03(\t\x12\x0e\n\x01n\x18\x07 \x01(\x05H\x05\x88\x01\x01\x12\x10\n\x08logprobs\x18\x08 \x01(\x08\x12\x14\n\x0ctop_logprobs\x18\t \x01(\x05\x12\x12\n\nignore_eos\x18\n \x01(\x08\x42\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x07\n\x05_seedB\x04\n\x02_n\"P\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x05\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\x05\x12\x15\n\rcached_tokens\x18\x03 \x01(\x05\"Q\n\x06Tokens\x12\x0b\n\x03ids\x18\x01 \x03(\x05\x12\x10\n\x08logprobs\x18\x02 \x03(\x02\x12(\n\x03top\x18\x03 \x03(\x0b\x32\x1b.nightschool.v1.TopLogprobs\";\n\x0bTopLogprobs\x12\x0b\n\x03ids\x18\x01 \x03(\x05\x12\r\n\x05texts\x18\x02 \x03(\t\x12\x10\n\x08logprobs\x18\x03 \x03(\x02\"\xc9\x01\n\x06\x41nswer\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\x12,\n\ntool_calls\x18\x03 \x03(\x0b\x32\x18.nightschool.v1.ToolCall\x12\x17\n\x0ftool_call_error\x18\x04 \x01(\t\x12\x33\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x1c.nightschool.v1.FinishReason\x12&\n\x06tokens\x18\x06 \x01(\x0b\x32\x16.nightschool.v1.Tokens*V\n\x0eLearningPolicy\x12\x1f\n\x1bLEARNING_POLICY_UNSPECIFIED\x10\x00\x12\t\n\x05TRAIN\x10\x01\x12\x0c\n\x08LOG_ONLY\x10\x02\x12\n\n\x06NO_LOG\x10\x03*<\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x08\n\x04LIVE\x10\x01\x12\x0c\n\x08PRACTICE\x10\x02*A\n\nToolChoice\x12\x1b\n\x17TOOL_CHOICE_UNSPECIFIED\x10\x00\x12\x08\n\x04\x41UTO\x10\x01\x12\x0c\n\x08REQUIRED\x10\x02*b\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x08\n\x04STOP\x10\x01\x12\n\n\x06LENGTH\x10\x02\x12\x0e\n\nTOOL_CALLS\x10\x03\x12\r\n\tCANCELLED\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'nightschool_proto.v1.content_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LEARNINGPOLICY']._serialized_start=1367
-  _globals['_LEARNINGPOLICY']._serialized_end=1453
-  _globals['_PRIORITY']._serialized_start=1455
-  _globals['_PRIORITY']._serialized_end=1515
-  _globals['_FINISHREASON']._serialized_start=1517
-  _globals['_FINISHREASON']._serialized_end=1615
+  _globals['_LEARNINGPOLICY']._serialized_start=1383
+  _globals['_LEARNINGPOLICY']._serialized_end=1469
+  _globals['_PRIORITY']._serialized_start=1471
+  _globals['_PRIORITY']._serialized_end=1531
+  _globals['_TOOLCHOICE']._serialized_start=1533
+  _globals['_TOOLCHOICE']._serialized_end=1598
+  _globals['_FINISHREASON']._serialized_start=1600
+  _globals['_FINISHREASON']._serialized_end=1698
   _globals['_MESSAGE']._serialized_start=55
   _globals['_MESSAGE']._serialized_end=222
   _globals['_MESSAGE_ROLE']._serialized_start=147
@@ -46,19 +48,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_IMAGE']._serialized_start=395
   _globals['_IMAGE']._serialized_end=446
   _globals['_TOOL']._serialized_start=448
-  _globals['_TOOL']._serialized_end=514
-  _globals['_TOOLCALL']._serialized_start=516
-  _globals['_TOOLCALL']._serialized_end=576
-  _globals['_TOOLRESULT']._serialized_start=578
-  _globals['_TOOLRESULT']._serialized_end=656
-  _globals['_SAMPLING']._serialized_start=659
-  _globals['_SAMPLING']._serialized_end=935
-  _globals['_USAGE']._serialized_start=937
-  _globals['_USAGE']._serialized_end=1017
-  _globals['_TOKENS']._serialized_start=1019
-  _globals['_TOKENS']._serialized_end=1100
-  _globals['_TOPLOGPROBS']._serialized_start=1102
-  _globals['_TOPLOGPROBS']._serialized_end=1161
-  _globals['_ANSWER']._serialized_start=1164
-  _globals['_ANSWER']._serialized_end=1365
+  _globals['_TOOL']._serialized_end=530
+  _globals['_TOOLCALL']._serialized_start=532
+  _globals['_TOOLCALL']._serialized_end=592
+  _globals['_TOOLRESULT']._serialized_start=594
+  _globals['_TOOLRESULT']._serialized_end=672
+  _globals['_SAMPLING']._serialized_start=675
+  _globals['_SAMPLING']._serialized_end=951
+  _globals['_USAGE']._serialized_start=953
+  _globals['_USAGE']._serialized_end=1033
+  _globals['_TOKENS']._serialized_start=1035
+  _globals['_TOKENS']._serialized_end=1116
+  _globals['_TOPLOGPROBS']._serialized_start=1118
+  _globals['_TOPLOGPROBS']._serialized_end=1177
+  _globals['_ANSWER']._serialized_start=1180
+  _globals['_ANSWER']._serialized_end=1381
 # @@protoc_insertion_point(module_scope)

@@ -68,6 +68,28 @@ PRACTICE: Priority.ValueType  # 2
 """Runs when no live request waits. The learner's."""
 global___Priority = Priority
 
+class _ToolChoice:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _ToolChoiceEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_ToolChoice.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    TOOL_CHOICE_UNSPECIFIED: _ToolChoice.ValueType  # 0
+    """AUTO."""
+    AUTO: _ToolChoice.ValueType  # 1
+    REQUIRED: _ToolChoice.ValueType  # 2
+    """The answer is one or more calls and nothing else."""
+
+class ToolChoice(_ToolChoice, metaclass=_ToolChoiceEnumTypeWrapper):
+    """Whether an answer may call tools."""
+
+TOOL_CHOICE_UNSPECIFIED: ToolChoice.ValueType  # 0
+"""AUTO."""
+AUTO: ToolChoice.ValueType  # 1
+REQUIRED: ToolChoice.ValueType  # 2
+"""The answer is one or more calls and nothing else."""
+global___ToolChoice = ToolChoice
+
 class _FinishReason:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: typing_extensions.TypeAlias = ValueType
@@ -189,17 +211,21 @@ class Tool(google.protobuf.message.Message):
     NAME_FIELD_NUMBER: builtins.int
     DESCRIPTION_FIELD_NUMBER: builtins.int
     PARAMETERS_JSON_FIELD_NUMBER: builtins.int
+    STRICT_FIELD_NUMBER: builtins.int
     name: builtins.str
     description: builtins.str
     parameters_json: builtins.str
+    strict: builtins.bool
+    """The arguments of a call are held to the schema while they are sampled."""
     def __init__(
         self,
         *,
         name: builtins.str = ...,
         description: builtins.str = ...,
         parameters_json: builtins.str = ...,
+        strict: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["description", b"description", "name", b"name", "parameters_json", b"parameters_json"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["description", b"description", "name", b"name", "parameters_json", b"parameters_json", "strict", b"strict"]) -> None: ...
 
 global___Tool = Tool
 

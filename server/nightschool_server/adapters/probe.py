@@ -119,7 +119,10 @@ def probes_of(manifest: Mapping[str, Any]) -> list[Probe]:
 
 def _prompt(entry: Mapping[str, Any]) -> Prompt:
     messages = entry["messages"] if isinstance(entry["messages"], str) else canonical_json(entry["messages"])
-    tools = tuple(ToolSpec(tool["name"], tool["description"], _schema(tool)) for tool in entry.get("tools", ()))
+    tools = tuple(
+        ToolSpec(tool["name"], tool["description"], _schema(tool), tool.get("strict", False))
+        for tool in entry.get("tools", ())
+    )
     return Prompt(messages_from_json(messages), tools)
 
 

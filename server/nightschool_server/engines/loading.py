@@ -40,6 +40,8 @@ class LoadedModel:
     processor: Any
     """The whole processor where the model has one that can be built here, for the self-test."""
     eos_ids: frozenset[int]
+    vocab_size: int
+    """Width of the logits."""
     targets: dict[str, TargetLinear]
     """Linears that an adapter may name."""
     text_config_key: str | None
@@ -74,7 +76,8 @@ def load_model(config: TransformersEngineConfig) -> LoadedModel:
         renderer=renderer,
         tokenizer=found.tokenizer,
         processor=found.processor,
-        eos_ids=_eos_ids(model, found.tokenizer),
+        eos_ids=found.eos_ids,
+        vocab_size=found.text_config.vocab_size,
         targets=dict(target_linears(model, text_tower(model))),
         text_config_key=_text_config_key(found.config, found.text_config),
     )
@@ -108,12 +111,6 @@ def _check_layers(name: str, text_config: Any) -> None:
             f"model {name!r} scales its rotary positions by the longest sequence of a batch "
             f"({', '.join(sorted(kinds & _BATCH_DEPENDENT_ROPE))}): use another model or the vLLM engine"
         )
-
-
-def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    stated = getattr(model.generation_config, "eos_token_id", None)
-    ids = stated if isinstance(stated, list) else [stated]
-    return frozenset(i for i in (*ids, tokenizer.eos_token_id) if i is not None)
 
 
 def text_tower(model: Any) -> str:

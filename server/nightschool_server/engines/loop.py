@@ -140,6 +140,7 @@ class EngineLoop:
         self.num_prompt_tokens += job.num_prompt
         for sequence in job.sequences:
             sequence.text = TextStream(self._tokenizer, job.sampling.stop)
+            sequence.matcher = None if job.guide is None else job.guide.matcher()
             self._scheduler.add(sequence)
 
     def _step(self) -> None:
@@ -179,6 +180,8 @@ class EngineLoop:
     def _give_token(self, sampled: Sampled) -> None:
         sequence, job = sampled.sequence, sampled.sequence.job
         sequence.push(sampled.token_id)
+        if sequence.matcher is not None:
+            sequence.matcher.accept(sampled.token_id)
         assert sequence.text is not None
         finish: FinishReason | None = None
         text, stopped = sequence.text.push(sampled.token_id)

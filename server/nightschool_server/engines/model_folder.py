@@ -19,6 +19,7 @@ from transformers import (
     AutoImageProcessor,
     AutoProcessor,
     AutoTokenizer,
+    GenerationConfig,
 )
 
 from nightschool_server.engine import ModelInfo
@@ -37,6 +38,8 @@ class ModelFolder:
     text_config: Any
     info: ModelInfo
     tokenizer: Any
+    eos_ids: frozenset[int]
+    """Tokens that end an answer."""
     processor: Any
     """The whole processor where the model has one that can be built here."""
     template: str
@@ -86,6 +89,7 @@ def read_model_folder(name: str, *, context_length: int, max_lora_rank: int) -> 
         text_config=text_config,
         info=info,
         tokenizer=tokenizer,
+        eos_ids=_eos_ids(folder, model_config, tokenizer),
         processor=processor,
         template=template,
         image_token_id=image_token_id,
@@ -155,6 +159,15 @@ def _context_length(name: str, wanted: int, text_config: Any) -> int:
     if own < 1:
         raise ModelFormatError(f"model {name!r} does not state its context length: set engine.context_length")
     return min(own, wanted) if wanted else own
+
+
+def _eos_ids(folder: Path, model_config: Any, tokenizer: Any) -> frozenset[int]:
+    if (folder / "generation_config.json").exists():
+        generation = read(lambda: GenerationConfig.from_pretrained(folder), folder, "generation_config.json")
+    else:
+        generation = GenerationConfig.from_model_config(model_config)
+    ids = generation.eos_token_id if isinstance(generation.eos_token_id, list) else [generation.eos_token_id]
+    return frozenset(i for i in (*ids, tokenizer.eos_token_id) if i is not None)
 
 
 def _digest(folder: Path) -> str:

@@ -18,6 +18,7 @@ import torch
 
 from nightschool_server.engines.attention import PrefillRun, StepPlan, plan_decode
 from nightschool_server.engines.lora import AdapterTable
+from nightschool_server.engines.matching import hold
 from nightschool_server.engines.pictures import Picture
 from nightschool_server.engines.sampling import RowSampling, sample
 from nightschool_server.engines.sequences import Chunk, Job, Sequence
@@ -194,6 +195,10 @@ class Runner:
 
 
 def _sample(sequences: Rows[Sequence], logits: torch.Tensor) -> list[Sampled]:
+    """A token for each sequence from its row of `logits`, which is written to where it is guided."""
+    matchers = {i: s.matcher for i, s in enumerate(sequences) if s.matcher is not None and not s.matcher.ended}
+    if matchers:
+        hold(logits, matchers)
     rows = [
         RowSampling(
             s.job.sampling.temperature, s.job.sampling.top_k, s.job.sampling.top_p, s.job.seed + s.index, s.num_sampled
@@ -211,7 +216,7 @@ def _sample(sequences: Rows[Sequence], logits: torch.Tensor) -> list[Sampled]:
     most = min(max(sequences[i].job.sampling.top_logprobs for i in asked), logits.shape[1])
     values, ids = logprobs.topk(most, dim=-1) if most else (logprobs[:, :0], index[:, None][:, :0])
     tops = {
-        i: tuple(zip(row_ids[:k], row_values[:k], strict=True))
+        i: tuple(pair for pair in zip(row_ids[:k], row_values[:k], strict=True) if pair[1] > float("-inf"))
         for i, row_ids, row_values in zip(asked, ids.tolist(), values.tolist(), strict=True)
         if (k := sequences[i].job.sampling.top_logprobs)
     }

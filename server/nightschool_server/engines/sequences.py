@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from nightschool_server.engine import Sampling
 from nightschool_server.engines.delivery import Mailbox
+from nightschool_server.engines.matching import Compiled, Matcher
 from nightschool_server.engines.rendering import Rendered
 from nightschool_server.engines.text_stream import TextStream
 
@@ -34,6 +35,8 @@ class Job:
     """Order in which requests came, before they were rendered."""
     continuation: NDArray[np.int64] | None = None
     """[num_tokens] to score; None generates."""
+    guide: Compiled | None = None
+    """What the answers are held to."""
     seed: int = 0
     sequences: list[Sequence] = field(default_factory=list)
     placeholders: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
@@ -62,7 +65,7 @@ class Sequence:
     """One answer of a job."""
 
     __slots__ = (
-        "finished", "ids", "index", "job", "keys", "num_cached", "num_computed", "num_known",
+        "finished", "ids", "index", "job", "keys", "matcher", "num_cached", "num_computed", "num_known",
         "scores", "slot", "started", "text",
     )  # fmt: skip
 
@@ -83,6 +86,7 @@ class Sequence:
         """Whether it ever held a slot."""
         self.finished = False
         self.text: TextStream | None = None
+        self.matcher: Matcher | None = None
         self.scores: list[float] = []
         if job.continuation is not None:
             self.ids[num_prompt:] = job.continuation

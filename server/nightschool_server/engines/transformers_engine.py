@@ -33,10 +33,12 @@ from nightschool_server.engine import (
 )
 from nightschool_server.engines.checks import check_length, check_sampling
 from nightschool_server.engines.delivery import Mailbox, merge_deltas
+from nightschool_server.engines.guidance import is_guided
 from nightschool_server.engines.loading import LoadedModel, load_model
 from nightschool_server.engines.loop import EngineLoop
 from nightschool_server.engines.lora import BASE_SERIAL
 from nightschool_server.engines.lora_files import AdapterWeights, read_adapter
+from nightschool_server.engines.matching import Guide
 from nightschool_server.engines.merging import MergedLane
 from nightschool_server.engines.rendering import Rendered
 from nightschool_server.engines.runner import Runner
@@ -100,6 +102,7 @@ class TransformersEngine:
         )
         self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="nightschool-render")
         self._lane = MergedLane(self._loop, runner.adapters, self._pool)
+        self._guide = Guide(loaded.tokenizer, loaded.vocab_size, loaded.eos_ids)
         self._serials: dict[str, int] = {BASE: BASE_SERIAL}
         self._loading: set[str] = set()
         self._last_serial = BASE_SERIAL
@@ -138,10 +141,13 @@ class TransformersEngine:
         arrival = next(self._arrivals)
         serial = self._serial(request.adapter)
         check_sampling(request.sampling)
+        guide = await asyncio.to_thread(self._guide.compiled, request.prompt) if is_guided(request.prompt) else None
         rendered = await self._render(request.prompt)
         check_length(len(rendered.token_ids), request.sampling.max_tokens, self.model.context_length)
         mailbox = Mailbox(asyncio.get_running_loop())
-        job = Job(request.request_id, rendered, request.sampling, serial, request.priority, mailbox, arrival)
+        job = Job(
+            request.request_id, rendered, request.sampling, serial, request.priority, mailbox, arrival, guide=guide
+        )
         self._submit(job, request.adapter)
         unfinished = len(job.sequences)
         try:

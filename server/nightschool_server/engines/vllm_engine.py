@@ -106,7 +106,7 @@ class VLLMEngine:
         # Greedy answers are all the same one, and vLLM refuses to make it twice.
         num_copies = request.sampling.n if request.sampling.temperature == 0 else 1
         request = replace(request, sampling=replace(request.sampling, n=request.sampling.n // num_copies))
-        params = sampling_params(request.sampling)
+        params = sampling_params(request.sampling, await self._prompts.grammar(request.prompt))
         rendered, num_prompt, _ = await self._prompts.render(core, request.prompt)
         check_length(num_prompt, request.sampling.max_tokens, self.model.context_length)
         num_cached = 0

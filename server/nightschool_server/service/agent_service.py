@@ -96,8 +96,8 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
 
     async def _call_of(self, request: agent_pb2.GenerateRequest) -> wire.ModelCall:
         limits = self._runtime.image_limits
-        if wire.has_image_bytes(request.messages):
-            # Hashing and checking megabytes would hold up every other stream.
+        if wire.takes_time(request.messages, request.tools):
+            # It would hold up every other stream.
             return await asyncio.to_thread(wire.generate_call, request, limits)
         return wire.generate_call(request, limits)
 

@@ -57,7 +57,7 @@ class Generator:
             yield Event(started=agent_pb2.Started(response_id=served.response_id, adapter=served.adapter))
             request = engine.GenerateRequest(
                 request_id=served.response_id,
-                prompt=engine.Prompt(call.messages, call.tools, images),
+                prompt=engine.Prompt(call.messages, call.tools, images, call.tool_choice),
                 sampling=call.sampling,
                 adapter=lease.adapter,
                 priority=call.priority,

@@ -129,7 +129,7 @@ class Recorder:
             digest=call.digest,
             session_id=call.session_id or None,
             sampling=asdict(call.sampling),
-            tools=tuple({"name": t.name, "description": t.description, "parameters": t.schema} for t in call.tools),
+            tools=tuple(_logged(tool) for tool in call.tools),
             outcome=served.outcome,
             num_steps=served.num_steps,
             num_tool_errors=served.num_tool_errors,
@@ -140,6 +140,11 @@ class Recorder:
             messages=(*sent, *came),
             images={image.sha256: image.data for image in call.images.sent.values()},
         )
+
+
+def _logged(tool: chat.ToolSpec) -> dict[str, object]:
+    """The tool as its row holds it; rows of older versions have no `strict`."""
+    return {"name": tool.name, "description": tool.description, "parameters": tool.schema, "strict": tool.strict}
 
 
 def usage_of(usage: episode.Usage) -> content_pb2.Usage:

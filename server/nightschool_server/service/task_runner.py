@@ -79,7 +79,7 @@ class TaskRunner:
         if first is None or first.WhichOneof("event") != "start":
             raise InvalidRequestError("start", "start is missing: send it as the first event")
         start, limits = first.start, self._runtime.image_limits
-        if wire.has_image_bytes(start.messages):
+        if wire.takes_time(start.messages, start.client_tools):
             call = await asyncio.to_thread(wire.task_call, start, self._defaults, limits)
         else:
             call = wire.task_call(start, self._defaults, limits)

@@ -1,40 +1,36 @@
 """Requests as they come off the wire, checked field by field and turned into the server's frozen types.
 
 Every violation is an InvalidRequestError that names the field's path (`messages[2].parts[0].image`), the
-value, the rule and the remedy. Owns messages, tools and the envelope that the three model calls share;
-sampling is `wire_sampling.py`'s, images are `wire_images.py`'s, replies are `wire_replies.py`'s. Whether an
-adapter exists or a prompt fits is decided by those who know: the registry and the engine.
+value, the rule and the remedy. Owns messages and the envelope that the three model calls share; tools are
+`wire_tools.py`'s, sampling is `wire_sampling.py`'s, images are `wire_images.py`'s, replies are `wire_replies.py`'s.
+Whether an adapter exists or a prompt fits is decided by those who know: the registry and the engine.
 
-Hashing and checking image bytes takes time: call `generate_call` and `task_call` off the event loop when
-`has_image_bytes` says so.
+Hashing image bytes and checking what can be guided take time: call `generate_call` and `task_call` off the event loop
+when `takes_time` says so.
 """
 
 from __future__ import annotations
 
 import copy
-import functools
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn
+from typing import Literal, NoReturn
 
-import jsonschema
 from nightschool_proto.v1 import agent_pb2, content_pb2
 
 from nightschool_server import chat
 from nightschool_server.agent import toolcalls
-from nightschool_server.engine import LIVE_PRIORITY, PRACTICE_PRIORITY, Sampling
+from nightschool_server.engine import LIVE_PRIORITY, PRACTICE_PRIORITY, Sampling, ToolChoice
 from nightschool_server.errors import InvalidRequestError
 from nightschool_server.service import wire_images
 from nightschool_server.service.wire_sampling import sampling_of
+from nightschool_server.service.wire_tools import json_of, tool_choice_of, tools_of
 
 Policy = Literal["train", "log_only", "no_log"]
 
 MAX_ID_CHARS = 200
-MAX_SCHEMA_CHARS = 65_536
 MAX_TEXT_CHARS = 65_536
-MAX_TOOLS = 128
 
 POLICIES: dict[int, Policy | None] = {
     content_pb2.LEARNING_POLICY_UNSPECIFIED: None,
@@ -68,12 +64,15 @@ class ModelCall:
     priority: int
     max_steps: int
     """Of RunTask; 0 takes the server's limit."""
+    tool_choice: ToolChoice
     digest: str
     """sha256 over the request without its request_id: the same id must come with the same digest."""
 
 
-def has_image_bytes(messages: Sequence[content_pb2.Message]) -> bool:
-    """Whether reading these messages means hashing and checking image bytes."""
+def takes_time(messages: Sequence[content_pb2.Message], tools: Sequence[content_pb2.Tool]) -> bool:
+    """Whether reading these means hashing and checking image bytes, or trying to guide a schema."""
+    if any(tool.strict for tool in tools):
+        return True
     return any(part.image.data for message in messages for part in message.parts if part.HasField("image"))
 
 
@@ -93,6 +92,7 @@ def generate_call(
         policy=policy_of(request.learning_policy),
         priority=_priority(request.priority),
         max_steps=0,
+        tool_choice=tool_choice_of(request.tool_choice, request.tools),
         digest=_digest(request),
     )
 
@@ -125,6 +125,7 @@ def _task_call(start: agent_pb2.TaskStart, defaults: Sampling, limits: wire_imag
         policy=policy_of(start.learning_policy),
         priority=LIVE_PRIORITY,
         max_steps=start.max_steps,
+        tool_choice="auto",
         digest=_digest(start),
     )
 
@@ -134,54 +135,6 @@ def policy_of(value: int) -> Policy | None:
     if value not in POLICIES:
         _refuse("learning_policy", f"{value}, which is none of TRAIN, LOG_ONLY and NO_LOG")
     return POLICIES[value]
-
-
-def tools_of(tools: Sequence[content_pb2.Tool], field: str) -> tuple[chat.ToolSpec, ...]:
-    """The tools, each with a name of its own and a JSON Schema of type object."""
-    if len(tools) > MAX_TOOLS:
-        _refuse(field, f"{len(tools)} tools, but at most {MAX_TOOLS} are taken: send those that the task needs")
-    seen: dict[str, int] = {}
-    for index, tool in enumerate(tools):
-        if not tool.name.strip():
-            _refuse(f"{field}[{index}].name", "empty: a tool needs a name that the model can write")
-        if tool.name in seen:
-            first = f"{field}[{seen[tool.name]}]"
-            _refuse(f"{field}[{index}].name", f"{tool.name!r}, which {first} has already: give each tool its own name")
-        seen[tool.name] = index
-    return tuple(
-        chat.ToolSpec(tool.name, tool.description, _schema(tool.parameters_json, f"{field}[{index}].parameters_json"))
-        for index, tool in enumerate(tools)
-    )
-
-
-def _schema(text: str, field: str) -> str:
-    """The canonical text of a tool's JSON Schema; empty means no arguments."""
-    if len(text) > MAX_SCHEMA_CHARS:
-        _refuse(field, f"{len(text)} characters long, but a schema may have at most {MAX_SCHEMA_CHARS}: shorten it")
-    try:
-        return _checked_schema(text)
-    except ValueError as error:
-        _refuse(field, str(error))
-
-
-@functools.lru_cache(maxsize=1024)
-def _checked_schema(text: str) -> str:
-    """Checking a schema takes milliseconds and callers repeat their tools: checked once for each text."""
-    if not text:
-        return chat.canonical_json({"type": "object", "properties": {}})
-    shown = text if len(text) <= 80 else text[:80] + "..."
-    try:
-        schema = _loads(text)
-    except ValueError as error:
-        raise ValueError(f"{shown!r}, which is not JSON ({error}): send a JSON Schema of type object") from None
-    if not isinstance(schema, dict) or schema.get("type") != "object":
-        raise ValueError(f'{shown!r}, but a tool\'s schema must be an object with "type": "object"')
-    try:
-        jsonschema.Draft202012Validator.check_schema(schema)
-    except jsonschema.SchemaError as error:
-        where = "/".join(str(step) for step in error.absolute_path) or "its root"
-        raise ValueError(f"not a JSON Schema: at {where}: {error.message[:200]}") from None
-    return chat.canonical_json(schema)
 
 
 def _messages(messages: Sequence[content_pb2.Message], images: wire_images.ImageParts) -> tuple[chat.Message, ...]:
@@ -237,7 +190,7 @@ def _tool_call(call: content_pb2.ToolCall, field: str) -> chat.ToolCall:
         _refuse(f"{field}.name", "empty: name the tool that was called")
     arguments = call.arguments_json or "{}"
     try:
-        value = _loads(arguments)
+        value = json_of(arguments)
     except ValueError as error:
         _refuse(f"{field}.arguments_json", f"not JSON ({error}): send a JSON object")
     if not isinstance(value, dict):
@@ -281,18 +234,6 @@ def _digest(request: agent_pb2.GenerateRequest | agent_pb2.TaskStart) -> str:
     plain = copy.copy(request)
     plain.ClearField("request_id")
     return hashlib.sha256(plain.SerializeToString(deterministic=True)).hexdigest()
-
-
-def _loads(text: str) -> Any:
-    """JSON without the NaN and Infinity that Python's reader takes."""
-
-    def refuse(constant: str) -> NoReturn:
-        raise ValueError(f"{constant} is not JSON")
-
-    try:
-        return json.loads(text, parse_constant=refuse)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
 
 
 def _refuse(field: str, problem: str) -> NoReturn:

@@ -11,7 +11,7 @@ import json
 import re
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args, overload
@@ -89,20 +89,27 @@ def tool(function: Callable[..., Any], /) -> Tool: ...
 
 
 @overload
-def tool(*, effect: Effect = "external", timeout_s: float | None = None) -> Callable[[Callable[..., Any]], Tool]: ...
+def tool(
+    *, effect: Effect = "external", timeout_s: float | None = None, strict: bool = False
+) -> Callable[[Callable[..., Any]], Tool]: ...
 
 
 def tool(
-    function: Callable[..., Any] | None = None, /, *, effect: Effect = "external", timeout_s: float | None = None
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    effect: Effect = "external",
+    timeout_s: float | None = None,
+    strict: bool = False,
 ) -> Tool | Callable[[Callable[..., Any]], Tool]:
     """Make a tool of a function, sync or async; its name, hints and docstring are what the model sees.
 
-    An undeclared effect counts as "external", which practice never runs. Raises AppError with file and
-    line for a signature that has no JSON Schema.
+    An undeclared effect counts as "external", which practice never runs. The arguments of a strict tool are held to
+    its schema while they are sampled. Raises AppError with file and line for a signature that has no JSON Schema.
     """
 
     def make(decorated: Callable[..., Any]) -> Tool:
-        return Tool(_spec_of(decorated), decorated, effect, timeout_s)
+        return Tool(replace(_spec_of(decorated), strict=strict), decorated, effect, timeout_s)
 
     return make(function) if function is not None else make
 

@@ -16,11 +16,14 @@ _FINISH: dict[str, FinishReason] = {"stop": "stop", "length": "length", "abort":
 _REPLACEMENT = "\ufffd"
 
 
-def sampling_params(sampling: Sampling) -> Any:
-    """vLLM's `SamplingParams`. Raises InvalidRequestError beyond what the engine was started for."""
+def sampling_params(sampling: Sampling, grammar: str | None = None) -> Any:
+    """vLLM's `SamplingParams`, the answers held to a grammar where there is one.
+
+    Raises InvalidRequestError beyond what the engine was started for.
+    """
     # Not before `core.py` has set what vLLM reads from the environment at its import.
     from vllm.exceptions import VLLMValidationError
-    from vllm.sampling_params import RequestOutputKind, SamplingParams
+    from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
     if sampling.top_logprobs > MAX_LOGPROBS:
         raise InvalidRequestError(
@@ -40,6 +43,7 @@ def sampling_params(sampling: Sampling) -> Any:
             ignore_eos=sampling.ignore_eos,
             output_kind=RequestOutputKind.DELTA,
             skip_special_tokens=True,
+            structured_outputs=None if grammar is None else StructuredOutputsParams(grammar=grammar),
         )
     except VLLMValidationError as error:
         raise InvalidRequestError(error.parameter or "sampling", f"vLLM refuses the sampling: {error}") from error
@@ -75,7 +79,9 @@ class Answers:
 
     def _top(self, entry: Any) -> tuple[TopLogprob, ...]:
         ranked = sorted(entry.items(), key=lambda item: item[1].rank)[: self._sampling.top_logprobs]
-        return tuple(TopLogprob(token, self._tokenizer.decode([token]), float(p.logprob)) for token, p in ranked)
+        # What a grammar bans is minus infinity.
+        kept = [(token, float(p.logprob)) for token, p in ranked if p.logprob > float("-inf")]
+        return tuple(TopLogprob(token, self._tokenizer.decode([token]), logprob) for token, logprob in kept)
 
     def _text(self, completion: Any) -> str:
         """The completion's new text; at its end with what vLLM left out."""

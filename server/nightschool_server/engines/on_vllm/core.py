@@ -77,12 +77,16 @@ class VLLMEngineConfig:
 async def start_core(config: VLLMEngineConfig, folder: ModelFolder) -> Any:
     """A started `AsyncLLM`; takes from 15 seconds to minutes, and the event loop goes on. Raises ModelFormatError."""
     _prepare_environment()
+    from vllm.config import StructuredOutputsConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.platforms import current_platform
     from vllm.v1.engine.async_llm import AsyncLLM
 
     arguments = engine_arguments(config, folder, is_cpu=current_platform.is_cpu())
-    starting = asyncio.ensure_future(asyncio.to_thread(AsyncLLM.from_engine_args, AsyncEngineArgs(**arguments)))
+    # The backend that TransformersEngine has too, so that one grammar guides both.
+    guidance = StructuredOutputsConfig(backend="guidance")
+    asked = AsyncEngineArgs(**arguments, structured_outputs_config=guidance)
+    starting = asyncio.ensure_future(asyncio.to_thread(AsyncLLM.from_engine_args, asked))
     try:
         core = await asyncio.shield(starting)
     except asyncio.CancelledError:

@@ -11,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from nightschool_server.engine import Prompt
+from nightschool_server.engines.guidance import is_guided
+from nightschool_server.engines.matching import Guide
 from nightschool_server.engines.model_folder import ModelFolder
 from nightschool_server.engines.pictures import decode
 from nightschool_server.engines.rendering import Renderer, RenderingParts, image_names, split_at_marks
@@ -25,6 +27,7 @@ class Prompts:
         self._renderer = Renderer(
             RenderingParts(folder.tokenizer, folder.template, folder.image_token_id, folder.pictures, None)
         )
+        self._guide = Guide(folder.tokenizer, folder.text_config.vocab_size, folder.eos_ids)
         self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="nightschool-render")
 
     async def render(self, core: Any, prompt: Prompt, following: str = "") -> tuple[Any, int, list[int]]:
@@ -44,6 +47,13 @@ class Prompts:
             # Image processors refuse sizes and shapes with errors of every kind; all of it is about these images.
             raise InvalidRequestError("images", f"the images cannot be preprocessed ({error}): send others") from error
         return rendered, len(rendered["prompt_token_ids"]) - len(following_ids), following_ids
+
+    async def grammar(self, prompt: Prompt) -> str | None:
+        """What the answers are held to, None where they are free. Raises InvalidRequestError."""
+        if not is_guided(prompt):
+            return None
+        # vLLM compiles the text again, in its own process.
+        return (await asyncio.to_thread(self._guide.compiled, prompt)).grammar
 
     def close(self) -> None:
         """End the threads."""
