@@ -237,7 +237,7 @@ def report(arguments: argparse.Namespace, runs: Runs, facts: dict[str, Any]) -> 
 
 
 def _turned(names: list[str], by: int) -> list[str]:
-    by %= len(names)
+    by %= max(1, len(names))
     return names[by:] + names[:by]
 
 

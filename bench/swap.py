@@ -11,7 +11,7 @@ adapter's answer than the one it names, `mixed` where it is neither adapter's.
 `swap`: from the call of promote or rollback to the first token of a new request, sent when the call has returned, that
 names the new adapter; it waits beside the other streams. `itl_p99_ratio`: the 99th percentile of the time between two
 pieces of text, while swapping to quiet. Memory is the resident one of all the server's processes after each swap;
-growth is from swap 10 (from the first one where there are fewer than 20) to the end, `memory_growth` as a share of it.
+`memory_growth` is from swap 10 (from the first one where there are fewer than 20) to the end, as a share.
 Prints a table and a last line of JSON.
 """
 
