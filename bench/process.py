@@ -86,5 +86,5 @@ class Process:
 def _environment() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("NIGHTSCHOOL_")}
     path = ":".join([str(ROOT), *(str(ROOT / part) for part in ("server", "client", "learner", "proto"))])
-    own = {"PYTHONPATH": f"{path}:{kept.get('PYTHONPATH', '')}", "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn"}
+    own = {"PYTHONPATH": f"{path}:{kept.get('PYTHONPATH', '')}", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
     return {**kept, **own, "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING", "HF_HUB_OFFLINE": "1"}

@@ -1,11 +1,15 @@
 """What serving costs: nightschool over gRPC beside `vllm serve` over HTTP and vLLM's engine without a server.
 
     python bench/serving.py [--quick] [--model DIR] [--sides nightschool,vllm_serve,raw,transformers,vllm_grpc]
-        [--streams 1,8,32] [--rounds 5] [--tokens 64] [--requests 4] [--dtype bfloat16] [--log] [--out FILE]
+        [--streams 1,8,32] [--rounds 5] [--tokens 64] [--requests 4] [--dtype bfloat16] [--log] [--no-pin]
+        [--smg DIR] [--out FILE]
+    python bench/serving.py --sides nightschool,unpinned       # what pinning does
 
 Sides: `nightschool` (--engine vllm), `transformers` (nightschool on that engine), `vllm_serve` (vLLM's OpenAI server),
-`raw` (vLLM's AsyncLLM driven in its own process, the limit), `vllm_grpc` (vLLM's own gRPC server; reported as not
-installed where smg-grpc-servicer is missing). Every side is a process of its own with the same model, messages, batch,
+`raw` (vLLM's AsyncLLM driven in its own process, the limit), `vllm_grpc` (vLLM's own gRPC server: token ids in and out,
+no adapters; reported as not installed where smg-grpc-servicer is neither in the environment nor in the folder `--smg`,
+made by `pip install --no-deps --target DIR smg-grpc-servicer smg-grpc-proto`), and only where named `unpinned`
+(nightschool with engine.pin_cores = false). Every side is a process of its own with the same model, messages, batch,
 context, cache and dtype; greedy, the end token ignored, `--requests` of each stream one after another. Prompts are new
 in every block, so that only the common system part may come from a cache.
 
@@ -17,7 +21,7 @@ All servers are up at once and the sides alternate within a block of a round, in
 round that does not count. An idle vLLM uses 0.01 cores, but 0.15 to 0.35 in the 3 seconds after its start (measured on
 2 cores; `idle_cores` of the result is the latter). To be safe from what it does after work, the processes of a side are
 stopped (SIGSTOP) while another one is measured, and one short request wakes them up. vLLM's EngineCore is pinned to its
-worker's core on up to 4 cores, as nightschool does by itself, unless `--no-pin`.
+worker's core on up to 4 cores, as nightschool does by itself; with `--no-pin` it is on no side.
 
 Tokens are counted by the servers; pieces of text are timed at the client. The CPU seconds of `raw` are its client's
 too. Prints rows (median, min-max over the rounds) and a last line of JSON; ratios are medians over the rounds of ratios
@@ -36,7 +40,6 @@ import tempfile
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import asdict, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +47,7 @@ if not __package__:
     # As a script: its folder's names must not hide packages, and `bench` must be found.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from bench import tree
+from bench import tree, vllm_grpc
 from bench.load import Job, Numbers, quantile, spread, spreads, summary
 from bench.sides import MAX_STREAMS, Nightschool, Raw, Setting, Side, VLLMServe
 
@@ -53,6 +56,8 @@ SIDES: dict[str, Callable[[Setting], Side]] = {
     "vllm_serve": VLLMServe,
     "raw": Raw,
     "transformers": lambda setting: Nightschool(setting, "transformers"),
+    "vllm_grpc": vllm_grpc.VLLMGrpc,
+    "unpinned": lambda setting: Nightschool(replace(setting, pin=False), "vllm"),
 }
 LANES = ("base", "adapter")
 IDLE_S = 3.0
@@ -64,6 +69,10 @@ RATIOS = {
     "ttft_vs_vllm_serve": (("nightschool", "base"), ("vllm_serve", "base"), "ttft_p50_ms"),
     "adapter_ttft_vs_vllm_serve": (("nightschool", "adapter"), ("vllm_serve", "adapter"), "ttft_p50_ms"),
     "cpu_vs_vllm_serve": (("nightschool", "base"), ("vllm_serve", "base"), "server_cpu_s_per_1k"),
+    "base_vs_vllm_grpc": (("nightschool", "base"), ("vllm_grpc", "base"), "tokens_per_s"),
+    "ttft_vs_vllm_grpc": (("nightschool", "base"), ("vllm_grpc", "base"), "ttft_p50_ms"),
+    "pinned_vs_unpinned": (("nightschool", "base"), ("unpinned", "base"), "tokens_per_s"),
+    "ttft_pinned_vs_unpinned": (("nightschool", "base"), ("unpinned", "base"), "ttft_p50_ms"),
     "transformers_vs_vllm_serve": (("transformers", "base"), ("vllm_serve", "base"), "tokens_per_s"),
 }
 Runs = dict[tuple[str, str, int], list[Numbers]]
@@ -96,15 +105,18 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     parser.add_argument("--log", action="store_true", help="nightschool logs the requests")
     parser.add_argument("--no-pin", action="store_false", dest="pin", help="leave vLLM's processes where they are")
+    parser.add_argument("--smg", default="", help="folder with smg-grpc-servicer and smg-grpc-proto, for vllm_grpc")
     parser.add_argument("--out", type=Path, help="file for all results, JSON")
     found = parser.parse_args()
     if found.quick:
         found.rounds, found.streams, found.tokens, found.requests = 1, "1,8", 16, 2
     found.sides = found.sides.split(",")
     found.streams = [int(count) for count in found.streams.split(",")]
-    unknown = set(found.sides) - set(SIDES) - {"vllm_grpc"}
+    unknown = set(found.sides) - set(SIDES)
     if unknown:
-        parser.error(f"--sides has {', '.join(sorted(unknown))}: it takes {', '.join(SIDES)}, vllm_grpc")
+        parser.error(f"--sides has {', '.join(sorted(unknown))}: it takes {', '.join(SIDES)}")
+    if found.smg:
+        sys.path.append(found.smg)
     if max(found.streams) > MAX_STREAMS:
         parser.error(f"--streams is above {MAX_STREAMS}, the batch of every side")
     return found
@@ -116,8 +128,9 @@ async def measure(arguments: argparse.Namespace, setting: Setting) -> tuple[Runs
     sides: dict[str, Side] = {}
     async with AsyncExitStack() as stack:
         for name in arguments.sides:
-            if name == "vllm_grpc":
-                facts[name] = _vllm_grpc()
+            if name == "vllm_grpc" and not vllm_grpc.is_installed():
+                facts[name] = "not installed"
+                print(f"{name}: {facts[name]}; see --smg", flush=True)
                 continue
             sides[name] = SIDES[name](setting)
             stack.push_async_callback(sides[name].close)
@@ -131,7 +144,7 @@ async def measure(arguments: argparse.Namespace, setting: Setting) -> tuple[Runs
                 await take(sides, lane)
                 for streams in arguments.streams:
                     job = Job(f"{round_:02d}-{lane}-{streams:02d}", streams, arguments.tokens, arguments.requests)
-                    for name in _turned(list(sides), round_):
+                    for name in _turned([n for n in sides if able(sides[n], lane)], round_):
                         runs.setdefault((name, lane, streams), []).append(await block(sides[name], job))
             print(f"round {round_} of {arguments.rounds}", flush=True)
     return {key: found[1:] for key, found in runs.items()}, facts
@@ -139,10 +152,15 @@ async def measure(arguments: argparse.Namespace, setting: Setting) -> tuple[Runs
 
 async def take(sides: dict[str, Side], lane: str) -> None:
     """Have every side answer by the base model or the adapter from now on."""
-    for side in sides.values():
+    for side in (side for side in sides.values() if able(side, lane)):
         tree.resume(side.pid)
         await side.take(lane == "adapter")
         tree.pause(side.pid)
+
+
+def able(side: Side, lane: str) -> bool:
+    """Whether the side has the lane."""
+    return side.has_adapter or lane == "base"
 
 
 async def block(side: Side, job: Job) -> Numbers:
@@ -218,14 +236,8 @@ def report(arguments: argparse.Namespace, runs: Runs, facts: dict[str, Any]) -> 
     print(json.dumps(result))
 
 
-def _vllm_grpc() -> str:
-    if find_spec("smg_grpc_servicer") is None:
-        return "not installed"
-    return "installed, but not measured: this script has no client for it (it has no chat, text or LoRA)"
-
-
 def _turned(names: list[str], by: int) -> list[str]:
-    by %= len(names)
+    by %= max(1, len(names))
     return names[by:] + names[:by]
 
 

@@ -44,13 +44,15 @@ class Setting:
     dtype: str
     with_log: bool
     pin: bool
-    """Whether sides of vLLM are pinned as nightschool's engine pins itself."""
+    """Whether vLLM's EngineCore is pinned to its worker's core."""
 
 
 class Side(Protocol):
     """One server."""
 
     startup_s: float
+    has_adapter: bool
+    """Whether it can be asked for the adapter."""
 
     @property
     def pid(self) -> int: ...
@@ -67,6 +69,8 @@ class Side(Protocol):
 
 class Nightschool:
     """`nightschool serve`, asked with the SDK's AsyncClient."""
+
+    has_adapter = True
 
     def __init__(self, setting: Setting, engine: Literal["vllm", "transformers"], *settings: str) -> None:
         self.startup_s = 0.0
@@ -85,7 +89,8 @@ class Nightschool:
         home = Path(self._folder.name)
         settings = [f"engine.dtype={self._setting.dtype}", f"engine.context_length={CONTEXT}", "server.drain_s=2"]
         settings += [f"engine.num_slots={MAX_STREAMS}", f"engine.prefill_chunk_tokens={BATCH_TOKENS}"]
-        settings += [f"engine.max_lora_rank={RANK}", f"engine.cache_bytes={CACHE_BYTES}", *self._settings]
+        settings += [f"engine.max_lora_rank={RANK}", f"engine.cache_bytes={CACHE_BYTES}"]
+        settings += [f"engine.pin_cores={str(self._setting.pin).lower()}", *self._settings]
         command = [sys.executable, "-m", "nightschool_server", "serve", "--home", str(home), "--port", "0"]
         command += ["--model", self._setting.model, "--engine", self._engine, "--no-learner"]
         self.process = Process(command + [word for one in settings for word in ("--set", one)])
@@ -126,6 +131,8 @@ class Nightschool:
 class VLLMServe:
     """vLLM's OpenAI server over HTTP, asked with aiohttp; the request names the adapter."""
 
+    has_adapter = True
+
     def __init__(self, setting: Setting) -> None:
         self.startup_s = 0.0
         self._setting = setting
@@ -139,12 +146,12 @@ class VLLMServe:
         return self._process.pid
 
     async def start(self) -> None:
-        port = _free_port()
+        port = free_port()
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1"]
         command += ["--port", str(port), "--model", self._setting.model, "--served-model-name", "base"]
         command += ["--enable-lora", "--lora-modules", f"{ADAPTER}={self._setting.adapter}"]
-        command += ["--disable-uvicorn-access-log", *_flags(vllm_arguments(self._setting.dtype))]
-        path = f"{_stub_distribution(Path(self._stub.name))}:{os.environ.get('PYTHONPATH', '')}"
+        command += ["--disable-uvicorn-access-log", *flags(vllm_arguments(self._setting.dtype))]
+        path = f"{stub_distribution(Path(self._stub.name))}:{os.environ.get('PYTHONPATH', '')}"
         self._process = Process(command, env={"PYTHONPATH": path})
         self._http = aiohttp.ClientSession(
             f"http://127.0.0.1:{port}",
@@ -198,6 +205,8 @@ class VLLMServe:
 class Raw:
     """`AsyncLLM` in a child that drives it itself; see `bench/raw.py`."""
 
+    has_adapter = True
+
     def __init__(self, setting: Setting) -> None:
         self.startup_s = 0.0
         self._setting = setting
@@ -241,11 +250,11 @@ def vllm_arguments(dtype: str) -> dict[str, Any]:
     }
 
 
-def _flags(arguments: dict[str, Any]) -> list[str]:
+def flags(arguments: dict[str, Any]) -> list[str]:
     return [word for name, value in arguments.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 
 
-def _stub_distribution(folder: Path) -> Path:
+def stub_distribution(folder: Path) -> Path:
     """Metadata of a distribution called vllm, which the CPU build lacks and vLLM's server looks for."""
     try:
         version("vllm")
@@ -256,7 +265,7 @@ def _stub_distribution(folder: Path) -> Path:
     return folder
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])

@@ -11,7 +11,7 @@ adapter's answer than the one it names, `mixed` where it is neither adapter's.
 `swap`: from the call of promote or rollback to the first token of a new request, sent when the call has returned, that
 names the new adapter; it waits beside the other streams. `itl_p99_ratio`: the 99th percentile of the time between two
 pieces of text, while swapping to quiet. Memory is the resident one of all the server's processes after each swap;
-growth is from swap 10 (from the first one where there are fewer than 20) to the end.
+`memory_growth` is from swap 10 (from the first one where there are fewer than 20) to the end, as a share.
 Prints a table and a last line of JSON.
 """
 
@@ -250,7 +250,8 @@ def report(arguments: argparse.Namespace, quiet: Tally, swapping: Tally, swaps: 
         "swap_p99_s": round(quantile([swap.first_token_s for swap in swaps], 0.99), 4),
         "call_s": spread([swap.call_s for swap in swaps]),
         "itl_p99_ratio": round(stretches["swapping"]["itl_p99_ms"] / stretches["quiet"]["itl_p99_ms"], 3),
-        "memory_growth": {"mb": round(grown, 1), "percent": round(100 * grown / settled, 2)},
+        "memory_growth": round(grown / settled, 4),
+        "memory_growth_mb": round(grown, 1),
         "memory_mb": [round(swap.rss_mb, 1) for swap in swaps],
         "seconds": arguments.seconds,
         "streams": arguments.streams,

@@ -82,6 +82,8 @@ class EngineStatus:
     num_prompt_tokens: int
     num_cached_tokens: int
     loaded_adapters: tuple[str, ...]
+    merged_adapter: str
+    """The adapter that runs merged into the weights, "base" where none does; empty from a server that does not say."""
 
 
 @dataclass(frozen=True)

@@ -133,6 +133,7 @@ def _status(request: Any, context: grpc.ServicerContext) -> admin_pb2.GetStatusR
     return admin_pb2.GetStatusResponse(
         version="0.1.0", base_model="tiny", engine="transformers", healthy=True, active_adapter="4-00ff00ff",
         requests_served=5_000_000_000, learner=admin_pb2.LearnerStatus(running=True, current_cycle="cyc_1"),
+        engine_status=admin_pb2.EngineStatus(num_running=1, num_waiting=2, merged_adapter="4-00ff00ff"),
     )  # fmt: skip
 
 

@@ -200,6 +200,12 @@ def test_a_mistake_of_the_user_is_one_sentence_and_exit_code_2(code: str, cli: R
     assert result.stderr == "nightschool: adapter 'x' is not known: see the list\n"
 
 
+def test_status_says_which_engine_runs_and_what_is_merged(cli: Run) -> None:
+    lines = dict(line.split("  ", 1) for line in cli("status").stdout.splitlines())
+    found = {name: value.strip() for name, value in lines.items()}
+    assert (found["engine"], found["merged adapter"]) == ("transformers, 1 running, 2 waiting", "4-00ff00ff")
+
+
 def test_a_fault_of_the_server_is_exit_code_1(cli: Run, server: FakeServer) -> None:
     server.script["GetStatus"].append(failing(grpc.StatusCode.INTERNAL, "internal error, id 7"))
     result = cli("status")

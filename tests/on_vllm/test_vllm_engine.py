@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 import pytest_asyncio
-from nightschool_server.engine import BASE, GenerateRequest
+from nightschool_server.engine import BASE, PRACTICE_PRIORITY, GenerateRequest
 from nightschool_server.engines.on_vllm.core import VLLMEngineConfig
+from nightschool_server.engines.on_vllm.core import _is_engine as is_engine
 from nightschool_server.engines.on_vllm.grouped import GroupedLoRA, is_right
 from nightschool_server.engines.vllm_engine import VLLMEngine
 from nightschool_server.errors import (
@@ -25,7 +27,7 @@ from nightschool_server.errors import (
 )
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
-from tests.server.engine_world import World, answer, pictures, prompt_with, request
+from tests.server.engine_world import World, answer, num_cached, pictures, prompt_with, request
 from tests.server.tiny_models import make_adapter, make_idefics3, make_qwen2
 
 TOLERANCE_NATS = 1e-4
@@ -141,6 +143,50 @@ async def test_a_temperature_beyond_vllm_is_refused_by_name(world: World, engine
     assert caught.value.field == "temperature"
 
 
+async def test_prefixes_in_the_cache_belong_to_one_adapter_even_when_it_is_imported_again(
+    world: World, engine: VLLMEngine
+) -> None:
+    asked = request("The same prompt, of more tokens than two blocks of the cache. " * 4)
+    reused: dict[str, list[int]] = {}
+    for name, source in ((BASE, BASE), ("first", "first"), ("second", "second"), ("again", "first")):
+        if name == "again":
+            await engine.load_adapter(name, world.adapters[source])
+        found = [await answer(engine, replace(asked, adapter=name)) for _ in range(2)]
+        reused[name] = [got.num_cached_tokens for got in found]
+        assert [got.token_ids for got in found] == [world.reference.greedy(asked.prompt, 24, source)] * 2
+    await engine.unload_adapter("again")
+    await engine.load_adapter("again", world.adapters["second"])
+    got = await answer(engine, replace(asked, adapter="again"))
+    assert got.token_ids == world.reference.greedy(asked.prompt, 24, "second")
+    await engine.unload_adapter("again")
+    held = num_cached(got.num_prompt_tokens)
+    assert held > 0, "the prompt fills at least one block"
+    assert list(reused.values()) == [[0, held]] * 4
+    assert got.num_cached_tokens == 0
+
+
+async def test_a_live_request_passes_the_practice_that_runs_and_the_practice_that_waits(
+    world: World, engine: VLLMEngine
+) -> None:
+    num_running = VLLMEngineConfig(model="").num_slots // 2
+    started = [asyncio.Event() for _ in range(num_running + 8)]
+    order: list[str] = []
+
+    async def practise(number: int) -> None:
+        asked = request(f"Practice {number}", "first", PRACTICE_PRIORITY, max_tokens=200, ignore_eos=True)
+        async for _ in engine.generate(asked):
+            started[number].set()
+        order.append("practice")
+
+    practice = [asyncio.create_task(practise(number)) for number in range(len(started))]
+    await asyncio.gather(*(one.wait() for one in started[:num_running]))
+    await answer(engine, request("Hello", max_tokens=24, ignore_eos=True))
+    order.append("live")
+    assert sum(one.is_set() for one in started) == num_running, "half of the slots stay free of practice"
+    await asyncio.gather(*practice)
+    assert order == ["live", *["practice"] * len(practice)]
+
+
 async def test_more_adapters_than_slots_take_turns(world: World) -> None:
     async with world.engine(max_loras=1) as engine:
         requests = mixed(world)
@@ -153,7 +199,8 @@ async def test_a_killed_engine_comes_back_with_its_adapters_and_its_lane(world: 
     long = request("Hi", "first", max_tokens=400, ignore_eos=True)
     stream = engine.generate(long)
     await anext(stream)
-    (core,) = [p for p in psutil.Process().children() if "EngineCore" in p.name() or "EngineCore" in str(p.cmdline())]
+    # One that another test killed may still be there as a zombie, which is not one of them.
+    (core,) = [process for process in psutil.Process().children() if is_engine(process)]
     core.send_signal(signal.SIGKILL)
     with pytest.raises(EngineDeadError, match="try again"):
         async for _ in stream:

@@ -87,6 +87,21 @@ async def test_a_promotion_is_visible_to_the_next_request_and_a_rollback_too(
     assert [model.name for model in models] == ["base", second, first]
 
 
+async def test_the_status_says_which_engine_runs_and_which_adapter_it_has_merged(
+    wire: Stubs, server: Running, folders: list[Path]
+) -> None:
+    name = await imported(wire, server, folders[0])
+    for wanted in (name, "base"):
+        await promote(wire, server, wanted)
+        async with asyncio.timeout(60):
+            while True:
+                status = await wire.admin.GetStatus(admin_pb2.GetStatusRequest(), metadata=server.admin)
+                assert (status.engine, status.active_adapter) == ("transformers", wanted)
+                # The lane follows in the background.
+                if status.engine_status.merged_adapter == wanted:
+                    break
+
+
 async def test_a_promotion_without_a_passed_gate_is_refused_unless_forced(
     wire: Stubs, server: Running, folders: list[Path], tmp_path: Path
 ) -> None:

@@ -32,6 +32,8 @@ def _fields(found: Status, target: Target) -> Iterator[tuple[str, str]]:
     yield "engine", f"{found.engine}{_engine(found.engine_status)}"
     yield "active adapter", found.active_adapter
     yield "previous adapter", found.previous_adapter
+    if found.engine_status is not None:
+        yield "merged adapter", found.engine_status.merged_adapter
     yield "requests", f"{found.requests_served} served, {found.requests_failed} failed"
     yield "log", _log(found.log)
     if found.learner is not None:

@@ -99,11 +99,14 @@ class EngineStatus(google.protobuf.message.Message):
     NUM_PROMPT_TOKENS_FIELD_NUMBER: builtins.int
     NUM_CACHED_TOKENS_FIELD_NUMBER: builtins.int
     LOADED_ADAPTERS_FIELD_NUMBER: builtins.int
+    MERGED_ADAPTER_FIELD_NUMBER: builtins.int
     num_running: builtins.int
     num_waiting: builtins.int
     num_generated_tokens: builtins.int
     num_prompt_tokens: builtins.int
     num_cached_tokens: builtins.int
+    merged_adapter: builtins.str
+    """The adapter that runs merged into the weights, "base" where none does; it follows the active one."""
     @property
     def loaded_adapters(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
     def __init__(
@@ -115,8 +118,9 @@ class EngineStatus(google.protobuf.message.Message):
         num_prompt_tokens: builtins.int = ...,
         num_cached_tokens: builtins.int = ...,
         loaded_adapters: collections.abc.Iterable[builtins.str] | None = ...,
+        merged_adapter: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["loaded_adapters", b"loaded_adapters", "num_cached_tokens", b"num_cached_tokens", "num_generated_tokens", b"num_generated_tokens", "num_prompt_tokens", b"num_prompt_tokens", "num_running", b"num_running", "num_waiting", b"num_waiting"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["loaded_adapters", b"loaded_adapters", "merged_adapter", b"merged_adapter", "num_cached_tokens", b"num_cached_tokens", "num_generated_tokens", b"num_generated_tokens", "num_prompt_tokens", b"num_prompt_tokens", "num_running", b"num_running", "num_waiting", b"num_waiting"]) -> None: ...
 
 global___EngineStatus = EngineStatus
 

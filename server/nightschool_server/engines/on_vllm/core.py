@@ -172,7 +172,7 @@ def _is_engine(process: psutil.Process) -> bool:
 def _prepare_environment() -> None:
     os.environ[SERVER_PID_VARIABLE] = str(os.getpid())
     for name, value in (
-        ("VLLM_WORKER_MULTIPROCESSING_METHOD", "spawn"),
+        ("VLLM_WORKER_MULTIPROC_METHOD", "spawn"),
         ("VLLM_NO_USAGE_STATS", "1"),
         ("VLLM_LOGGING_LEVEL", "WARNING"),
     ):
