@@ -17,8 +17,8 @@ from nightschool_server.errors import ConfigError
 log = logging.getLogger(__name__)
 
 
-async def start_engine(config: EngineConfig) -> Engine:
-    """The engine with its model loaded; takes from seconds to minutes.
+async def start_engine(config: EngineConfig, *, may_sleep: bool = False) -> Engine:
+    """The engine with its model loaded; takes from seconds to minutes. `may_sleep`: its device will be lent.
 
     Raises ConfigError where no model is named or its engine is not installed, ModelFormatError for a model that cannot
     be served.
@@ -26,7 +26,7 @@ async def start_engine(config: EngineConfig) -> Engine:
     if not config.model:
         raise ConfigError("engine.model is empty: name a model folder or hub id, e.g. --model examples/shop/model")
     if engine_kind(config) == "vllm":
-        return await _start_vllm(config)
+        return await _start_vllm(config, may_sleep)
     return await _start_transformers(config)
 
 
@@ -58,7 +58,7 @@ def why_not_vllm(model: str) -> str:
     return why_unsupported(model)
 
 
-async def _start_vllm(config: EngineConfig) -> Engine:
+async def _start_vllm(config: EngineConfig, may_sleep: bool) -> Engine:
     from nightschool_server.engines.on_vllm.core import VLLMEngineConfig
     from nightschool_server.engines.vllm_engine import VLLMEngine
 
@@ -75,6 +75,7 @@ async def _start_vllm(config: EngineConfig) -> Engine:
             prefill_chunk_tokens=config.prefill_chunk_tokens,
             max_waiting=config.max_waiting,
             memory_fraction=config.memory_fraction,
+            sleep=may_sleep,
             cache_bytes=config.cache_bytes,
             pin_cores=config.pin_cores,
             self_test=config.self_test,

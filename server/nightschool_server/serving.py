@@ -91,7 +91,8 @@ async def serving(
         stack.push_async_callback(port.close)
         await port.start()
         app, workers = await _application(config, stack)
-        running = await (engine() if engine is not None else start_engine(config.engine))
+        may_sleep = config.learner.train.placement == "sleep"
+        running = await (engine() if engine is not None else start_engine(config.engine, may_sleep=may_sleep))
         stack.push_async_callback(running.close)
         request_log = RequestLog(store, config.log.queue_size, redactor_of(config.log.redact))
         stack.push_async_callback(asyncio.to_thread, request_log.close)

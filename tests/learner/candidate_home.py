@@ -26,7 +26,7 @@ from nightschool_server.config.config import Config, load_config
 from nightschool_server.config.learner import with_overrides
 from nightschool_server.home import Home
 from nightschool_server.ids import new_id
-from nightschool_server.serving import ServeOptions, serving
+from nightschool_server.serving import ServeOptions, StartEngine, serving
 from nightschool_server.store.store import Store
 from safetensors.torch import load_file, save
 
@@ -77,12 +77,12 @@ class World:
 
 
 @asynccontextmanager
-async def world(path: Path) -> AsyncIterator[World]:
-    """A server on a fresh home."""
+async def world(path: Path, engine: StartEngine | None = None) -> AsyncIterator[World]:
+    """A server on a fresh home, on the real engine where none is given."""
     home = Home(path).create()
     overrides = {"server.port": "0", "engine.model": str(MODEL), "agent.app": APP}
     config = load_config(home, {}, overrides)
-    async with serving(home, config, ServeOptions(with_learner=False)) as server:
+    async with serving(home, config, ServeOptions(with_learner=False), engine) as server:
         store = Store.open(home, migrate=False)
         client = AsyncClient(server.address, token=home.cli_token.read_text().strip())
         try:

@@ -16,7 +16,8 @@ import pytest
 import pytest_asyncio
 from nightschool_learner import records
 from nightschool_learner.bundle import pack, unpack
-from nightschool_learner.errors import CycleCancelledError, StageFailedError
+from nightschool_learner.elsewhere import lent_device
+from nightschool_learner.errors import CycleCancelledError, ServerGoneError, StageFailedError
 from nightschool_learner.manifest import RunFolder
 from nightschool_learner.stages import Cycle
 from nightschool_learner.train import TrainStage
@@ -24,6 +25,7 @@ from nightschool_server.service.placement_admin import run_file
 
 from tests.learner.candidate_home import World, add_pairs, fresh, world
 from tests.learner.training_data import MODEL, make_run, run_trainer
+from tests.server.scripted_engine import ScriptedEngine
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 REMOTE = ("train.learning_rate=0.002", "train.placement=remote", "train.checkpoint_steps=1")
@@ -142,6 +144,47 @@ async def test_an_engine_that_cannot_sleep_fails_the_stage_with_the_remedy(serve
     add_pairs(cycle, 4, seed=4)
     with pytest.raises(StageFailedError, match=r"--engine vllm, or set learner\.train\.placement"):
         await TrainStage().run(cycle)
+
+
+async def healthy(served: World, expected: bool) -> None:
+    """Wait until the server says so of its engine."""
+    async with asyncio.timeout(60):
+        while True:
+            if (await served.client.admin.status()).healthy == expected:
+                return
+            await asyncio.sleep(0.02)
+
+
+async def test_the_engine_sleeps_while_its_device_is_lent_and_a_server_that_leaves_takes_it_back(
+    tmp_path: Path,
+) -> None:
+    async def start() -> ScriptedEngine:
+        return ScriptedEngine()
+
+    async with world(tmp_path / "home", start) as sleepy:
+        cycle = sleepy.cycle("train.placement=sleep")
+        progress = cycle.progress("train")
+        async with lent_device(cycle, progress) as device:
+            await healthy(sleepy, False)
+            device.check()
+            with pytest.raises(StageFailedError, match="sleeps already"):
+                async with lent_device(cycle, progress):
+                    pass
+            device.check()
+        await healthy(sleepy, True)
+        lent = asyncio.create_task(hold(cycle))
+        await healthy(sleepy, False)
+    with pytest.raises(ServerGoneError):
+        await lent
+
+
+async def hold(cycle: Cycle) -> None:
+    """Keep the device for as long as it is lent."""
+    async with lent_device(cycle, cycle.progress("train")) as device:
+        async with asyncio.timeout(60):
+            while True:
+                device.check()
+                await asyncio.sleep(0.02)
 
 
 async def test_a_bundle_has_all_that_a_run_needs_and_no_path_of_its_machine(tmp_path: Path) -> None:
