@@ -30,7 +30,7 @@ from nightschool_server.engine import (
 from nightschool_server.engines.checks import check_length, check_sampling
 from nightschool_server.engines.lora import TargetLinear
 from nightschool_server.engines.lora_files import read_adapter
-from nightschool_server.engines.model_folder import ModelFolder, read_model_folder
+from nightschool_server.engines.model_folder import ModelFolder, digested, read_model_folder
 from nightschool_server.engines.on_vllm.answers import Answers, sampling_params
 from nightschool_server.engines.on_vllm.core import VLLMEngineConfig, start_core
 from nightschool_server.engines.on_vllm.mixed_test import check_mixed_batches
@@ -83,9 +83,13 @@ class VLLMEngine:
         began = time.monotonic()
         folder, targets = await asyncio.to_thread(_read_folder, config)
         engine = cls(config, folder, targets)
+        # The weights are hashed while vLLM's processes start.
+        hashing = asyncio.ensure_future(asyncio.to_thread(digested, folder))
         try:
             await engine._open()
+            engine._folder = await hashing
         except BaseException:
+            hashing.cancel()
             await engine.close()
             raise
         engine._watcher = asyncio.create_task(engine._watch(), name="watch vLLM")
@@ -340,5 +344,7 @@ async def _shut_down(core: Any) -> None:
 
 
 def _read_folder(config: VLLMEngineConfig) -> tuple[ModelFolder, dict[str, TargetLinear]]:
-    folder = read_model_folder(config.model, context_length=config.context_length, max_lora_rank=config.max_lora_rank)
+    folder = read_model_folder(
+        config.model, context_length=config.context_length, max_lora_rank=config.max_lora_rank, with_digest=False
+    )
     return folder, adapter_targets(folder)
