@@ -12,6 +12,7 @@ import psutil
 import pytest
 import pytest_asyncio
 from nightschool_server.engine import BASE, PRACTICE_PRIORITY, GenerateRequest
+from nightschool_server.engines.model_folder import read_model_folder
 from nightschool_server.engines.on_vllm.core import VLLMEngineConfig
 from nightschool_server.engines.on_vllm.core import _is_engine as is_engine
 from nightschool_server.engines.on_vllm.grouped import GroupedLoRA, is_right
@@ -84,6 +85,10 @@ def test_what_is_repaired_is_wrong_in_this_vllm_and_right_in_ours() -> None:
     # Once vLLM is right, this fails, and `grouped.py` can go; it stopped being used by itself.
     assert not is_right(PunicaWrapperCPU)
     assert is_right(GroupedLoRA)
+
+
+async def test_the_digest_that_is_made_beside_the_start_is_that_of_the_folder(world: World, engine: VLLMEngine) -> None:
+    assert engine.model == read_model_folder(str(world.folder), context_length=0, max_lora_rank=64).info
 
 
 async def test_whatever_is_merged_every_answer_is_the_reference(world: World, engine: VLLMEngine) -> None:

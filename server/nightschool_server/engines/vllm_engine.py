@@ -30,7 +30,7 @@ from nightschool_server.engine import (
 from nightschool_server.engines.checks import check_length, check_sampling
 from nightschool_server.engines.lora import TargetLinear
 from nightschool_server.engines.lora_files import read_adapter
-from nightschool_server.engines.model_folder import ModelFolder, read_model_folder
+from nightschool_server.engines.model_folder import ModelFolder, digested, read_model_folder
 from nightschool_server.engines.on_vllm.answers import Answers, sampling_params
 from nightschool_server.engines.on_vllm.core import VLLMEngineConfig
 from nightschool_server.engines.on_vllm.life import DEAD, CoreLife, call
@@ -80,9 +80,13 @@ class VLLMEngine:
         began = time.monotonic()
         folder, targets = await asyncio.to_thread(_read_folder, config)
         engine = cls(config, folder, targets)
+        # The weights are hashed while vLLM's processes start.
+        hashing = asyncio.ensure_future(asyncio.to_thread(digested, folder))
         try:
             await engine._life.start()
+            engine._folder = await hashing
         except BaseException:
+            hashing.cancel()
             await engine.close()
             raise
         log.info("event=engine_started engine=vllm model=%s seconds=%.1f", config.model, time.monotonic() - began)
@@ -297,5 +301,7 @@ async def _load(core: Any, name: str, adapter: _Adapter) -> None:
 
 
 def _read_folder(config: VLLMEngineConfig) -> tuple[ModelFolder, dict[str, TargetLinear]]:
-    folder = read_model_folder(config.model, context_length=config.context_length, max_lora_rank=config.max_lora_rank)
+    folder = read_model_folder(
+        config.model, context_length=config.context_length, max_lora_rank=config.max_lora_rank, with_digest=False
+    )
     return folder, adapter_targets(folder)

@@ -18,7 +18,7 @@ def why_unsupported(model: str) -> str:
     from vllm.platforms import current_platform
 
     try:
-        folder = read_model_folder(model, context_length=0, max_lora_rank=1)
+        folder = read_model_folder(model, context_length=0, max_lora_rank=1, with_digest=False)
     except ModelFormatError:
         # Whichever engine is taken says what is wrong, better than a reason for not taking the other.
         return ""
