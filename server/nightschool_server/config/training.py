@@ -51,8 +51,8 @@ class TrainConfig(_Section):
     max_length: Annotated[int, Field(ge=16)] = 10_240
     """Tokens of prompt and answer; a longer pair is dropped and counted, never cut."""
     checkpoint_steps: Positive = 50
-    nice: Annotated[int, Field(ge=0, le=19)] = 10
-    """Niceness of the training process."""
+    nice: Annotated[int, Field(ge=0, le=19)] = 19
+    """Niceness of the training process: it runs where nobody else wants the processor."""
     num_threads: Positive = 1
     """Torch threads of the training process."""
     max_restarts: Annotated[int, Field(ge=0)] = 2
