@@ -10,6 +10,13 @@ another without a pause, so that the fork for the next call is never hidden behi
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+if not __package__:
+    # As a script: its folder's names (logging) must not hide packages, and `bench` must be found.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import argparse
 import asyncio
 import json
@@ -19,7 +26,6 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import psutil
 from nightschool_server import chat

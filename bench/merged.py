@@ -14,6 +14,13 @@ Prints tables (median, min-max) and a last line of JSON.
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+if not __package__:
+    # As a script: its folder's names (logging) must not hide packages, and `bench` must be found.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import argparse
 import asyncio
 import json
@@ -23,7 +30,6 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 import torch

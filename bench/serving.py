@@ -30,22 +30,23 @@ within one round. Above 1 is good for nightschool, but for the time to the first
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+if not __package__:
+    # As a script: its folder's names (logging) must not hide packages, and `bench` must be found.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import argparse
 import asyncio
 import json
 import os
 import signal
-import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
-
-if not __package__:
-    # As a script: its folder's names must not hide packages, and `bench` must be found.
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from bench import tree, vllm_grpc
 from bench.load import Job, Numbers, quantile, spread, spreads, summary

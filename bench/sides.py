@@ -17,14 +17,16 @@ from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-import aiohttp
 from nightschool import AsyncClient
 
 from bench import tree
 from bench.load import Job, Trace, messages, run_streams, trace_of
 from bench.process import ANSWER_S, START_S, Process
+
+if TYPE_CHECKING:
+    import aiohttp
 
 MERGE_S = 60.0
 MAX_STREAMS = 32
@@ -76,6 +78,7 @@ class Nightschool:
         self.startup_s = 0.0
         self.name = ""
         """Of the adapter, as the registry named it."""
+        self.with_log = setting.with_log
         self._setting, self._engine, self._settings = setting, engine, settings
         self._folder = tempfile.TemporaryDirectory(prefix="nightschool-bench-")
         self.process: Process
@@ -107,7 +110,7 @@ class Nightschool:
         await self.process.line(f"event=adapter_merged name={wanted}", seen, MERGE_S)
 
     async def run(self, job: Job) -> list[Trace]:
-        learning = "train" if self._setting.with_log else "no_log"
+        learning = "train" if self.with_log else "no_log"
 
         async def pieces(text: str) -> AsyncIterator[tuple[str, int | None, int | None]]:
             stream = self.client.stream(
@@ -146,6 +149,8 @@ class VLLMServe:
         return self._process.pid
 
     async def start(self) -> None:
+        import aiohttp  # it comes with vLLM
+
         port = free_port()
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1"]
         command += ["--port", str(port), "--model", self._setting.model, "--served-model-name", "base"]
@@ -195,6 +200,8 @@ class VLLMServe:
                 yield text_, usage.get("completion_tokens"), usage.get("prompt_tokens")
 
     async def _is_healthy(self) -> bool:
+        import aiohttp
+
         try:
             async with self._http.get("/health") as response:
                 return bool(response.status == 200)

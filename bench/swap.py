@@ -17,22 +17,23 @@ Prints a table and a last line of JSON.
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+if not __package__:
+    # As a script: its folder's names (logging) must not hide packages, and `bench` must be found.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import argparse
 import asyncio
 import contextlib
 import json
 import os
 import signal
-import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
-
-if not __package__:
-    # As a script: its folder's names must not hide packages, and `bench` must be found.
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
 from nightschool import NightschoolError

@@ -26,6 +26,7 @@ from nightschool_server.store.store import Store
 from nightschool_learner import records
 from nightschool_learner.explore import CritiqueStage, ExploreStage
 from nightschool_learner.loop import Learner
+from nightschool_learner.niceness import be_nice
 from nightschool_learner.pairs import PairsStage
 from nightschool_learner.scheduler import Scheduler
 from nightschool_learner.seeds import SeedsStage
@@ -89,7 +90,7 @@ async def _run(home: Home, config: Config) -> None:
             "agent.app is not set: name the application in config.toml, or --set agent.app=module:attribute"
         )
     store = Store.open(home, migrate=False)
-    os.nice(config.learner.nice)
+    be_nice(config.learner.nice)
     with contextlib.closing(store), _lock(home) as acquire:
         await acquire(stopping)
         if not stopping.is_set():

@@ -115,7 +115,7 @@ class Manifest(_Frozen):
     limits: AlarmLimits = AlarmLimits()
     seed: int
     placing: Placing = Placing()
-    nice: Annotated[int, Field(ge=0, le=19)] = 10
+    nice: Annotated[int, Field(ge=0, le=19)] = 19
     num_threads: Annotated[int, Field(ge=1)] = 1
     probes: tuple[ProbePrompt, ...] = ()
 

@@ -137,6 +137,7 @@ class PracticeSampler:
         Images whose bytes are not in `prompt.images` must be blobs of the home. Raises InvalidRequestError and
         ContextOverflowError as the engine does, and what `patiently` raises.
         """
+        as_live = self.cycle.config.fault_injection.practice_as_live
         turns = [_to_sdk(message, prompt.images) for message in prompt.messages]
         specs = [_tool_to_sdk(tool) for tool in prompt.tools]
 
@@ -156,7 +157,7 @@ class PracticeSampler:
                 top_logprobs=sampling.top_logprobs,
                 adapter=adapter,
                 learning=nightschool.LearningPolicy.NO_LOG,
-                priority=nightschool.Priority.PRACTICE,
+                priority=nightschool.Priority.LIVE if as_live else nightschool.Priority.PRACTICE,
                 timeout_s=CALL_TIMEOUT_S,
             )
 

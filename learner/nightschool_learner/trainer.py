@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from nightschool_learner.alarms import end_metrics, find_alarms
 from nightschool_learner.errors import LearnerError, StageFailedError
 from nightschool_learner.manifest import Manifest, Phase, Result, RunFolder, TrainerProgress, write_whole
+from nightschool_learner.niceness import be_nice
 
 if TYPE_CHECKING:
     from nightschool_learner.trainer_model import Student
@@ -235,7 +236,7 @@ def _provenance(run: Run, result: Result) -> dict[str, Any]:
 
 def _be_quiet(manifest: Manifest) -> None:
     """Yield the processor to serving, before anything heavy is imported."""
-    os.nice(max(0, manifest.nice - os.nice(0)))
+    be_nice(manifest.nice)
     threads = str(manifest.num_threads)
     os.environ.update(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads, TOKENIZERS_PARALLELISM="false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

@@ -1,4 +1,4 @@
-"""The trainer as a child process: started niced in a group of its own, watched, ended, never two at once.
+"""The trainer as a child process: started in a group of its own, watched, held, ended, never two at once.
 
 Owns the child's life. The pid of the child is written beside the run, with its start time: a learner that was
 killed leaves a trainer that ends by itself within a second (`trainer.py` watches its parent), and the next
@@ -60,11 +60,16 @@ class TrainerProcess:
 
 
 async def start_trainer(folder: RunFolder) -> TrainerProcess:
-    """Start the trainer of a run folder; stdout and stderr are appended to its log."""
+    """Start the trainer of a run folder; stdout and stderr are appended to its log.
+
+    It leads a group of processes, so that a terminal's signals do not reach it and it can be held and ended with
+    what it starts. It stays in the session, so that its niceness counts (`niceness.py`) and so that the kernel wakes it
+    up (SIGHUP, SIGCONT) where it is held as its learner dies: then it ends by itself.
+    """
     with folder.log.open("ab") as log:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "nightschool_learner.trainer", str(folder.manifest),
-            stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, process_group=0,
         )  # fmt: skip
     with contextlib.suppress(psutil.NoSuchProcess):
         started = psutil.Process(process.pid).create_time()

@@ -97,6 +97,7 @@ async def _start_transformers(config: EngineConfig) -> Engine:
             max_lora_rank=config.max_lora_rank,
             prefill_chunk_tokens=config.prefill_chunk_tokens,
             max_practice_rows_with_live=config.max_practice_rows_with_live,
+            live_linger_s=config.live_linger_ms / 1000,
             num_threads=config.num_threads,
             max_waiting=config.max_waiting,
             merged_lane=config.merged_lane,

@@ -73,6 +73,8 @@ async def test_an_inverted_critic_prefers_the_worse_and_leaves_faults_alone() ->
 def test_a_fault_is_refused_unless_it_is_allowed() -> None:
     with pytest.raises(ValidationError, match=r"fault_injection\.allow"):
         FaultInjectionConfig(invert_critic=True)
+    with pytest.raises(ValueError, match="allow"):
+        FaultInjectionConfig(practice_as_live=True)
     assert FaultInjectionConfig(allow=True, invert_critic=True).invert_critic
 
 

@@ -79,7 +79,21 @@ async def test_a_child_can_be_held_and_stopping_ends_it_even_then(tmp_path: Path
     await child.stop()
 
 
-async def test_a_trainer_ends_when_its_learner_is_killed(tmp_path: Path) -> None:
+async def test_a_trainer_is_niced_within_its_learners_session(tmp_path: Path) -> None:
+    manifest = long_run(tmp_path).model_copy(update={"nice": os.nice(0) + 1})
+    folder = RunFolder(manifest.output)
+    write_whole(folder.manifest, manifest.model_dump_json())
+    child = await start_trainer(folder)
+    await until(folder.progress.exists, child.process)
+    assert (os.getpgid(child.pid), os.getsid(child.pid)) == (child.pid, os.getsid(0))
+    assert psutil.Process(child.pid).nice() == manifest.nice
+    groups = [Path(f"/proc/{pid}/autogroup") for pid in (child.pid, os.getpid())]
+    assert not groups[0].exists() or groups[0].read_text() == groups[1].read_text()
+    await child.stop()
+
+
+@pytest.mark.parametrize("is_held", [False, True], ids=["running", "held"])
+async def test_a_trainer_ends_when_its_learner_is_killed(tmp_path: Path, is_held: bool) -> None:
     folder = RunFolder(long_run(tmp_path).output)
     learner = (
         "import asyncio, sys\n"
@@ -89,15 +103,21 @@ async def test_a_trainer_ends_when_its_learner_is_killed(tmp_path: Path) -> None
         "async def main():\n"
         "    child = await start_trainer(RunFolder(Path(sys.argv[1])))\n"
         "    print(child.pid, flush=True)\n"
+        "    await asyncio.to_thread(sys.stdin.readline)\n"
+        "    child.hold()\n"
         "    await child.wait()\n"
         "asyncio.run(main())\n"
     )
     parent = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", learner, str(folder.path), stdout=asyncio.subprocess.PIPE
+        sys.executable, "-c", learner, str(folder.path), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
     )
+    assert parent.stdin is not None
     assert parent.stdout is not None
     child = psutil.Process(int(await parent.stdout.readline()))
     await until(lambda: folder.read_progress().phase == "training", parent)
+    if is_held:
+        parent.stdin.write(b"hold\n")
+        await until(lambda: child.status() == psutil.STATUS_STOPPED, parent)
     parent.kill()
     await parent.wait()
     await until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)

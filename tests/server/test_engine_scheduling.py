@@ -123,6 +123,31 @@ async def test_practice_steps_in_small_numbers_beside_live(world: World) -> None
             assert got.token_ids == world.reference.greedy(one.asked.prompt, 250, "first", ignore_eos=True)
 
 
+@pytest.mark.parametrize(("live_linger_s", "is_thin"), [(600.0, True), (0.0, False)])
+async def test_practice_is_thin_between_live_requests_and_full_when_none_comes(
+    world: World, live_linger_s: float, is_thin: bool
+) -> None:
+    async with world.engine(max_practice_rows_with_live=1, live_linger_s=live_linger_s) as engine:
+        await answer(engine, request("cat", max_tokens=2))
+        order: list[str] = []
+
+        async def practise(number: int) -> Answer:
+            got = Answer()
+            async for delta in engine.generate(practice(f"row {number}", 60)):
+                if not got.token_ids:
+                    order.append(f"begin {number}")
+                got.add(delta)
+            order.append(f"end {number}")
+            return got
+
+        rows = await asyncio.gather(*(practise(number) for number in range(6)))
+        # Four tokens a step are four rows; the fifth gets its turn when one of them has ended.
+        assert (order.index("begin 5") > order.index("end 0")) == is_thin
+        for number, row in enumerate(rows):
+            prompt = practice(f"row {number}", 60).prompt
+            assert row.token_ids == world.reference.greedy(prompt, 60, "first", ignore_eos=True)
+
+
 async def test_requests_with_one_long_prefix_wait_for_its_prefill(world: World) -> None:
     async with world.engine() as engine:
         requests = [request("apples and pears " * 10 + str(i)) for i in range(6)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -228,3 +229,12 @@ def test_a_worker_imports_neither_torch_nor_jsonschema() -> None:
     code = "import sys, nightschool_server.tools.process; print(*sorted(sys.modules))"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "jsonschema", "asyncio", "pydantic", "grpc"} & set(modules)
+
+
+async def test_a_worker_shares_its_starters_session_so_that_niceness_counts(
+    workers: ToolWorkers, state: ToolState
+) -> None:
+    await workers.run("add", {"a": 2, "b": 3}, state)
+    worker, *forked = psutil.Process().children(recursive=True)
+    assert {os.getsid(process.pid) for process in (worker, *forked)} == {os.getsid(0)}
+    assert os.getpgid(worker.pid) == worker.pid

@@ -146,9 +146,13 @@ class FaultInjectionConfig(_Section):
     """Must be set for any of the faults below."""
     invert_critic: bool = False
     """The critic prefers the worse: the gate must reject what is learned from it."""
+    practice_as_live: bool = False
+    """What the learner samples goes among live requests: to measure what priorities are worth."""
 
     @model_validator(mode="after")
     def _allowed(self) -> Self:
         if self.invert_critic and not self.allow:
             raise ValueError("invert_critic spoils what is learned: set fault_injection.allow = true if that is meant")
+        if self.practice_as_live and not self.allow:
+            raise ValueError("practice_as_live delays live requests: set fault_injection.allow = true if that is meant")
         return self

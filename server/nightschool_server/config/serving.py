@@ -96,8 +96,12 @@ class EngineConfig(_Section):
     """Torch threads. 0: all cores but one."""
     max_waiting: Positive = 1024
     """Answers that may wait for a slot, live and practice counted apart; one more is refused."""
-    max_practice_rows_with_live: Annotated[int, Field(ge=0)] = 8
-    """Practice answers that are decoded in the same step as live ones: fewer favours live latency."""
+    max_practice_rows_with_live: Positive = 4
+    """Tokens of practice, decoded or prefilled, in a step with a live request; four times as many in one between two
+    live requests. Fewer favours live latency. vLLM: practice has half the slots instead."""
+    live_linger_ms: Annotated[float, Field(ge=0)] = 500.0
+    """A step is between two live requests until so long after the last one; then practice takes all it can. vLLM: of no
+    effect."""
     merged_lane: bool = True
     """Serve the active adapter merged into the weights, at the base model's speed; costs one more copy of the
     weights that it changes."""

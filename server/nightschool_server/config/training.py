@@ -58,8 +58,8 @@ class TrainConfig(_Section):
     """Of the training process, e.g. cuda:1. Empty: what the placement chooses."""
     memory_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
     """`split`: the trainer's share of the device's memory. 0: what `engine.memory_fraction` leaves."""
-    nice: Annotated[int, Field(ge=0, le=19)] = 10
-    """Niceness of the training process."""
+    nice: Annotated[int, Field(ge=0, le=19)] = 19
+    """Niceness of the training process: it runs where nobody else wants the processor."""
     num_threads: Positive = 1
     """Torch threads of the training process."""
     max_restarts: Annotated[int, Field(ge=0)] = 2

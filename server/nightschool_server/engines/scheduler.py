@@ -2,13 +2,14 @@
 
 Owns the waiting queue, the slots' occupancy and the policy: lower priority numbers first, then order of
 arrival; a live request that finds no slot takes one from the youngest practice sequence, which goes back
-to the queue with its sampled tokens; beside live sequences only a few practice ones step. A sequence
+to the queue with its sampled tokens; while live requests come, practice gets a few tokens of each step. A sequence
 whose prefix another is just computing waits for it. Pure bookkeeping on the owner thread.
 """
 
 from __future__ import annotations
 
 import heapq
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,6 +21,8 @@ _MIN_SHARED = 4
 """Fewer tokens than this are not worth a copy."""
 _MIN_AWAITED = 16
 """A sequence waits for another's prefill if that saves it at least so many tokens."""
+_ROWS_BETWEEN_LIVE = 4
+"""Times `max_practice_rows_with_live`, for practice in a step between two live requests."""
 _MAX_IMAGES_PER_STEP = 4
 """Vision tower runs per step: decoding sequences wait for them."""
 
@@ -32,6 +35,7 @@ class Limits:
     num_retained_slots: int
     prefill_chunk_tokens: int
     max_practice_rows_with_live: int
+    live_linger_s: float
 
 
 class Scheduler:
@@ -47,6 +51,7 @@ class Scheduler:
         self._free = set(range(total))
         self._last_used = [0] * total
         self._clock = 0
+        self._live_until = 0.0
         self.num_cached_tokens = 0
         self.num_left_queue = {True: 0, False: 0}
         """Sequences that no longer wait for their first slot, by whether they are practice; only ever grows."""
@@ -105,31 +110,44 @@ class Scheduler:
             heapq.heappush(self._waiting, entry)
 
     def select(self) -> list[Chunk]:
-        """The tokens of the next step: every decoding sequence's last one, and prefill chunks under the budget."""
+        """The tokens of the next step: every decoding sequence's last one, and prefill chunks under the budget.
+
+        While live requests come, practice decodes and prefills a few tokens a step, also between two of them: the
+        next one waits for the end of the step that it finds.
+        """
         self._clock += 1
         running = sorted(self.running, key=lambda s: (s.job.priority, s.job.arrival, s.index))
         num_live = sum(1 for s in running if s.job.priority < PRACTICE_PRIORITY)
-        practice_rows = self._limits.max_practice_rows_with_live if num_live else self._limits.num_slots
-        practice_budget = max(1, self._limits.prefill_chunk_tokens // (4 if num_live else 1))
+        live_comes = self._live_comes(num_live > 0)
         budget, num_images = self._limits.prefill_chunk_tokens, 0
+        practice_left = self._limits.max_practice_rows_with_live * (1 if num_live else _ROWS_BETWEEN_LIVE)
+        if not live_comes:
+            practice_left = budget + self._limits.num_slots
         chunks: list[Chunk] = []
         for position, sequence in enumerate(running):
             practice = position >= num_live
-            if practice and position - num_live >= practice_rows:
+            if practice and not practice_left:
                 break
             start, end = sequence.num_computed, sequence.num_to_compute
-            if end - start > 1:
-                end = min(end, start + (min(budget, practice_budget) if practice else budget))
-                budget -= end - start
-                practice_budget -= end - start if practice else 0
             if sequence.job.needs_vision:
                 pictures = len(sequence.job.rendered.pictures)
-                if num_images and num_images + pictures > _MAX_IMAGES_PER_STEP:
+                if num_images and num_images + pictures > (1 if practice and live_comes else _MAX_IMAGES_PER_STEP):
                     continue
                 num_images += pictures
+            if end - start > 1:
+                end = min(end, start + (min(budget, practice_left) if practice else budget))
+                budget -= end - start
+            practice_left -= end - start if practice else 0
             if end > start:
                 chunks.append(Chunk(sequence, start, end))
         return chunks
+
+    def _live_comes(self, live_runs: bool) -> bool:
+        """Whether a live request runs, or ran a moment ago."""
+        now = time.monotonic()
+        if live_runs:
+            self._live_until = now + self._limits.live_linger_s
+        return now < self._live_until or live_runs
 
     def computed(self, chunk: Chunk) -> None:
         """A chunk's tokens are in the cache now."""

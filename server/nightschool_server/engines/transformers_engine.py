@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -75,8 +76,10 @@ class TransformersEngineConfig:
     max_lora_rank: int = 64
     prefill_chunk_tokens: int = 512
     """Prompt tokens computed in one step."""
-    max_practice_rows_with_live: int = 8
-    """Practice sequences that step beside live ones."""
+    max_practice_rows_with_live: int = 4
+    """Tokens of practice, decoded or prefilled, in a step with a live request; four times as many between two."""
+    live_linger_s: float = 0.5
+    """A step is between two live requests until so long after the last one."""
     num_threads: int = 0
     """Of torch; 0 leaves one core to the event loop."""
     max_waiting: int = 1024
@@ -95,6 +98,7 @@ class TransformersEngine:
             config.num_retained_slots,
             config.prefill_chunk_tokens,
             config.max_practice_rows_with_live,
+            config.live_linger_s,
         )
         self._scheduler = Scheduler(limits, runner.cache.copy_prefix)
         self._loop = EngineLoop(
@@ -108,6 +112,8 @@ class TransformersEngine:
         self._last_serial = BASE_SERIAL
         self._arrivals = itertools.count()
         self._num_submitted = {True: 0, False: 0}
+        # A stage of practice begins with many calls at once: of two threads, one is left to live requests.
+        self._practice_rendering = asyncio.Semaphore(1)
 
     @classmethod
     async def start(cls, config: TransformersEngineConfig) -> TransformersEngine:
@@ -142,7 +148,8 @@ class TransformersEngine:
         serial = self._serial(request.adapter)
         check_sampling(request.sampling)
         guide = await asyncio.to_thread(self._guide.compiled, request.prompt) if is_guided(request.prompt) else None
-        rendered = await self._render(request.prompt)
+        async with self._practice_rendering if request.priority >= PRACTICE_PRIORITY else nullcontext():
+            rendered = await self._render(request.prompt)
         check_length(len(rendered.token_ids), request.sampling.max_tokens, self.model.context_length)
         mailbox = Mailbox(asyncio.get_running_loop())
         job = Job(

@@ -2,7 +2,7 @@
 
     server --frames--> worker (`main`) --fork--> child (`tool_call.perform`): one call, then gone
 
-The child is forked ahead of its call and runs in a session of its own, so that globals, environment and
+The child is forked ahead of its call and runs in a group of processes of its own, so that globals, environment and
 working directory of one call never meet another's, and a crash or a kill costs only that call. After
 every call the worker kills whatever the call left running. The worker ends when the server's end of the
 socket closes. `workers.py` is that end. Stays light: no torch, no jsonschema, because its imports
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import gc
 import json
 import os
@@ -20,6 +21,7 @@ import selectors
 import signal
 import socket
 import sys
+import termios
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,7 @@ def main() -> int:
     server = socket.socket(fileno=int(sys.argv[1]))
     os.set_inheritable(server.fileno(), False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _leave_terminal()
     init = _receive(server)
     if init is None:
         return 0
@@ -122,7 +125,7 @@ class Child:
                     kill(self.pid, signal.SIGKILL)
         if self._status is None:
             _, self._status = os.waitpid(self.pid, 0)
-        # Those that left its session are our children now, because we are their subreaper.
+        # Those that left its group are our children now, because we are their subreaper.
         while orphans := _children():
             for pid in orphans:
                 with contextlib.suppress(ProcessLookupError):
@@ -195,8 +198,14 @@ class Worker:
                 self._selector.unregister(child.socket)
 
 
+def _leave_terminal() -> None:
+    """Have no terminal: a tool that asks at one for a password fails at once instead of stopping for ever."""
+    with contextlib.suppress(OSError), open("/dev/tty", "rb", buffering=0) as terminal:
+        fcntl.ioctl(terminal, termios.TIOCNOTTY)
+
+
 def _become_child(worker: int) -> None:
-    os.setsid()
+    os.setpgid(0, 0)
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -72,8 +72,9 @@ class ToolWorker:
                 *(sys.executable, "-m", "nightschool_server.tools.process", str(theirs.fileno())),
                 stdin=asyncio.subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
-                # Ctrl-C in a terminal is for the server, which ends its workers in order.
-                start_new_session=True,
+                # Ctrl-C in a terminal is for the server, which ends its workers in order. No session of its own:
+                # that would be a share of the processor of its own, and the learner's workers are niced.
+                process_group=0,
             )
             theirs.close()
             self._peer.send({"app": self._app_ref, "path": _python_path()})
