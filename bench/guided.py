@@ -1,6 +1,6 @@
 """What a strict tool costs: milliseconds per token, and to compile a set of tools, on TransformersEngine.
 
-    python -m bench.guided [--quick] [--rounds 9] [--tokens 96]
+    python bench/guided.py [--quick] [--rounds 9] [--tokens 96]
 
 Every answer is one long call of a strict tool, guided from its first token to its last, beside the same prompt with
 the tool not strict and the same number of tokens. The shop's model in float32, one torch thread, greedy. Alternating
@@ -9,13 +9,19 @@ rounds; medians, the least and the most; ratios within a round. The last line is
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+if not __package__:
+    # As a script: its folder's names (logging) must not hide packages, and `bench` must be found.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import argparse
 import asyncio
 import json
 import statistics
 import time
 from dataclasses import replace
-from pathlib import Path
 
 from nightschool_server.chat import ToolSpec, canonical_json, user
 from nightschool_server.engine import GenerateRequest, Prompt, Sampling
