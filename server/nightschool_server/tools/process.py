@@ -49,6 +49,9 @@ def main() -> int:
     server = socket.socket(fileno=int(sys.argv[1]))
     os.set_inheritable(server.fileno(), False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C in a terminal is for the server, which ends its workers in order. No session of its own: that would be a
+    # share of the processor of its own, and the learner's workers are niced. (uvloop starts no group.)
+    os.setpgid(0, 0)
     _leave_terminal()
     init = _receive(server)
     if init is None:

@@ -72,9 +72,6 @@ class ToolWorker:
                 *(sys.executable, "-m", "nightschool_server.tools.process", str(theirs.fileno())),
                 stdin=asyncio.subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
-                # Ctrl-C in a terminal is for the server, which ends its workers in order. No session of its own:
-                # that would be a share of the processor of its own, and the learner's workers are niced.
-                process_group=0,
             )
             theirs.close()
             self._peer.send({"app": self._app_ref, "path": _python_path()})
@@ -129,8 +126,9 @@ class ToolWorker:
             async with asyncio.timeout(KILL_TIMEOUT_S):
                 await process.wait()
         except TimeoutError:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            for kill in (os.killpg, os.kill):
+                with contextlib.suppress(ProcessLookupError):
+                    kill(process.pid, signal.SIGKILL)
             await process.wait()
 
     async def _clear(self, receiving: asyncio.Task[dict[str, Any] | None]) -> None:
