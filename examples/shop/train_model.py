@@ -64,7 +64,8 @@ class Batch:
 
 def prompts_digest() -> str:
     """sha256 over all that the model's prompts are made from: if it changes, train again."""
-    tools = [asdict(tool) for tool in TOOLS]
+    # What a chat template is shown of a tool; how its calls are sampled is no part of a prompt.
+    tools = [{"name": tool.name, "description": tool.description, "parameters": tool.parameters} for tool in TOOLS]
     made_from = [TEMPLATES_DIGEST, SYSTEM_PROMPT, tools, CHAT_TEMPLATE.read_text()]
     return hashlib.sha256(canonical_json(made_from).encode()).hexdigest()
 
