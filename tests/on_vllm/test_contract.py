@@ -82,7 +82,7 @@ def test_the_environment_is_read_under_these_names() -> None:
 
 
 def test_the_engine_is_asked_under_these_names() -> None:
-    """vllm_engine.py: _stream, _call, _living; on_vllm/core.py: start_core."""
+    """vllm_engine.py: _stream; on_vllm/life.py: CoreLife, call; on_vllm/core.py: start_core."""
     assert parameters(AsyncLLM.from_engine_args)[0] == "engine_args"
     asked = parameters(AsyncLLM.generate)
     assert (asked[:3], {"lora_request", "priority"} - set(asked)) == (
@@ -94,7 +94,7 @@ def test_the_engine_is_asked_under_these_names() -> None:
 
 
 def test_the_death_of_the_engine_has_a_type_of_its_own() -> None:
-    """vllm_engine.py: _stream, _call; on_vllm/mixed_test.py: check_mixed_batches."""
+    """vllm_engine.py: _stream; on_vllm/life.py: call; on_vllm/mixed_test.py: check_mixed_batches."""
     assert issubclass(EngineDeadError, Exception)
     assert not issubclass(VLLMValidationError, EngineDeadError)
 

@@ -64,7 +64,7 @@ on_the_engine = pytest.mark.asyncio(loop_scope="module")
 
 @on_the_engine
 async def test_an_engine_made_on_a_thread_has_no_output_handler_until_it_is_asked(started: Started) -> None:
-    """vllm_engine.py: _shut_down, which cancels it where there is one."""
+    """on_vllm/life.py: _shut_down, which cancels it where there is one."""
     assert started.handler is None
     await started.run("first")
     assert isinstance(started.core.output_handler, asyncio.Task)
