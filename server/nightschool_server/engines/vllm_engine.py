@@ -199,11 +199,7 @@ class VLLMEngine:
 
     async def sleep(self) -> None:
         """Leave the device to others; see `Engine.sleep`. On a CPU the processes end."""
-
-        async def until_idle() -> None:
-            await self._idle.wait()
-
-        await self._life.sleep(until_idle, self._numbers_to_prove())
+        await self._life.sleep(self._idle.wait, self._numbers_to_prove())
 
     async def wake(self) -> None:
         """Serve again; see `Engine.wake`."""

@@ -58,7 +58,7 @@ class CoreLife:
         """Whether there is a core that serves."""
         return not self._is_asleep and self._core is not None and not self._core.errored
 
-    async def sleep(self, until_idle: Callable[[], Awaitable[None]], numbers: list[int]) -> None:
+    async def sleep(self, until_idle: Callable[[], Awaitable[object]], numbers: list[int]) -> None:
         """Refuse new requests from now on, wait for those in flight, then give the memory back.
 
         `numbers` are adapters whose answers must be the same when it wakes. Raises FailedPreconditionError where it
@@ -71,13 +71,9 @@ class CoreLife:
         try:
             await until_idle()
             async with self.change:
-                if sleeps_in_place(self._config):
-                    self._prints = [await fingerprint(core, number) for number in numbers]
-                    await core.sleep(level=1)
-                else:
-                    await self._shut_down()
+                await self._let_go(core, numbers)
         except BaseException:
-            # One that died meanwhile is started again by the watch.
+            # The watch starts another one where there is none now.
             self._is_asleep = False
             raise
         log.info("event=engine_asleep engine=vllm in_place=%s", self._core is not None)
@@ -107,6 +103,18 @@ class CoreLife:
             await asyncio.gather(self._watcher, return_exceptions=True)
         async with self.change:
             await self._shut_down()
+
+    async def _let_go(self, core: Any, numbers: list[int]) -> None:
+        """Give the memory back; a core that was interrupted half asleep is ended."""
+        if not sleeps_in_place(self._config):
+            await self._shut_down()
+            return
+        try:
+            self._prints = [await fingerprint(core, number) for number in numbers]
+            await core.sleep(level=1)
+        except BaseException:
+            await self._shut_down()
+            raise
 
     async def _wake_in_place(self, core: Any, numbers: list[int]) -> None:
         await core.wake_up()
