@@ -47,6 +47,10 @@ class ToolResult:
     name: str
     content: str
     is_error: bool = False
+    images: tuple[str, ...] = ()
+    """By the content hash of their encoded bytes; the model sees them in front of the content."""
+    simulated: bool = False
+    """Whether a simulator answered in the tool's place, as it does in practice for external tools."""
 
 
 Part = Text | Image | ToolCall | ToolResult
@@ -66,8 +70,8 @@ class Message:
 
     @property
     def images(self) -> tuple[str, ...]:
-        """The sha256 of every image part, in order."""
-        return tuple(part.sha256 for part in self.parts if isinstance(part, Image))
+        """The sha256 of every image, those that tools gave back included, in order."""
+        return tuple(sha256 for part in self.parts for sha256 in _images_of(part))
 
 
 @dataclass(frozen=True)
@@ -106,15 +110,17 @@ def assistant(text: str) -> Message:
     return Message("assistant", (Text(text),))
 
 
-def tool_result(call: ToolCall, content: str, *, is_error: bool = False) -> Message:
-    """The observation that answers `call`."""
-    return Message("tool", (ToolResult(call.id, call.name, content, is_error),))
+def tool_result(
+    call: ToolCall, content: str, *, is_error: bool = False, images: Sequence[str] = (), simulated: bool = False
+) -> Message:
+    """The observation that answers `call`; `images` by sha256."""
+    return Message("tool", (ToolResult(call.id, call.name, content, is_error, tuple(images), simulated),))
 
 
 def template_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """The messages as a chat template reads them.
 
-    A user message with images has a content list of `{"type": "image"}` and `{"type": "text"}`;
+    A user message or a tool result with images has a content list of `{"type": "image"}` and `{"type": "text"}`;
     every other content is a string, which is what templates of text models expect. Tool calls that
     arrived as parts become `tool_calls`; a tool result becomes a message of role `tool`.
     """
@@ -123,7 +129,7 @@ def template_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
         calls = [part for part in message.parts if isinstance(part, ToolCall)]
         results = [part for part in message.parts if isinstance(part, ToolResult)]
         if results:
-            rendered.extend({"role": "tool", "name": r.name, "content": r.content} for r in results)
+            rendered.extend({"role": "tool", "name": r.name, "content": _result_content(r)} for r in results)
             continue
         entry: dict[str, Any] = {"role": message.role, "content": _template_content(message)}
         if calls:
@@ -166,6 +172,22 @@ def _template_content(message: Message) -> str | list[dict[str, str]]:
     return content
 
 
+def _result_content(result: ToolResult) -> str | list[dict[str, str]]:
+    if not result.images:
+        return result.content
+    return [{"type": "image"} for _ in result.images] + [{"type": "text", "text": result.content}]
+
+
+def _images_of(part: Part) -> tuple[str, ...]:
+    match part:
+        case Image(sha256):
+            return (sha256,)
+        case ToolResult():
+            return part.images
+        case _:
+            return ()
+
+
 def _part_to_dict(part: Part) -> dict[str, Any]:
     match part:
         case Text(text):
@@ -174,8 +196,10 @@ def _part_to_dict(part: Part) -> dict[str, Any]:
             return {"type": "image", "sha256": sha256}
         case ToolCall(id_, name, arguments):
             return {"type": "tool_call", "id": id_, "name": name, "arguments": arguments}
-        case ToolResult(call_id, name, content, is_error):
-            return {"type": "tool_result", "call_id": call_id, "name": name, "content": content, "is_error": is_error}
+        case ToolResult(call_id, name, content, is_error, images, simulated):
+            kept = {"type": "tool_result", "call_id": call_id, "name": name, "content": content, "is_error": is_error}
+            rare: dict[str, Any] = {"images": list(images)} if images else {}
+            return {**kept, **rare, **({"simulated": True} if simulated else {})}
 
 
 def _part_from_dict(value: Mapping[str, Any]) -> Part:
@@ -187,6 +211,7 @@ def _part_from_dict(value: Mapping[str, Any]) -> Part:
         case "tool_call":
             return ToolCall(value["id"], value["name"], value["arguments"])
         case "tool_result":
-            return ToolResult(value["call_id"], value["name"], value["content"], value["is_error"])
+            images, simulated = tuple(value.get("images", ())), value.get("simulated", False)
+            return ToolResult(value["call_id"], value["name"], value["content"], value["is_error"], images, simulated)
         case other:
             raise ValueError(f"unknown part type {other!r}")

@@ -64,6 +64,8 @@ class Execution:
     """Of the first call that failed."""
     final: bool
     state: ToolState
+    images: Mapping[str, bytes] = field(default_factory=dict)
+    """That its tools gave back, by sha256."""
 
 
 @dataclass(frozen=True)
@@ -126,8 +128,8 @@ class Episode:
 
     def after(self, step: Step) -> Episode:
         """The episode that continues from `step`."""
-        messages = (*self.messages, *step.messages)
-        return replace(self, messages=messages, state=step.execution.state, steps=(*self.steps, step))
+        messages, images = (*self.messages, *step.messages), {**self.images, **step.execution.images}
+        return replace(self, messages=messages, state=step.execution.state, images=images, steps=(*self.steps, step))
 
 
 @dataclass(frozen=True)

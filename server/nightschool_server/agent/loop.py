@@ -44,12 +44,12 @@ from nightschool_server.engine import (
 )
 from nightschool_server.errors import ContextOverflowError, EngineDeadError
 from nightschool_server.tools.state import ToolState
-from nightschool_server.tools.workers import ToolFailure
+from nightschool_server.tools.workers import ToolFailure, ToolOutcome
 
 __all__ = [
     "Actor", "EngineSampler", "Episode", "EpisodeResult", "Event", "Execution", "Failure", "Finished", "Limits",
     "LiveActor", "OnEvent", "Outcome", "Sampler", "Step", "StepFinished", "TextDelta", "ToolFinished", "ToolStarted",
-    "Usage", "execute", "ignore", "run_episode",
+    "Usage", "execute", "ignore", "observe", "run_episode",
 ]  # fmt: skip
 
 HINT = f'write a call as {OPEN}{{"name": "...", "arguments": {{...}}}}{CLOSE}, or answer without one'
@@ -175,6 +175,7 @@ async def execute(
         observation = tool_result(ToolCall("call_0", "", "{}"), f"error: {fault}; {HINT}", is_error=True)
         return Execution(parsed.text, (), (observation,), "parse", False, state)
     observations: list[Message] = []
+    images: dict[str, bytes] = {}
     failure: Failure = ""
     before = state
     try:
@@ -183,12 +184,24 @@ async def execute(
             outcome = await executor.run(call, state)
             state = outcome.state
             failure = failure or _FAILURES[outcome.failure]
-            observations.append(tool_result(call, outcome.content, is_error=outcome.is_error))
+            images.update(outcome.images)
+            observations.append(observe(call, outcome))
             await on_event(ToolFinished(call, outcome))
     except BaseException:
         _drop(state, before)
         raise
-    return Execution(parsed.text, parsed.calls, tuple(observations), failure, False, state)
+    return Execution(parsed.text, parsed.calls, tuple(observations), failure, False, state, images)
+
+
+def observe(call: ToolCall, outcome: ToolOutcome) -> Message:
+    """What the model sees of a call's outcome."""
+    return tool_result(
+        call,
+        outcome.content,
+        is_error=outcome.is_error,
+        images=tuple(outcome.images),
+        simulated=outcome.simulated,
+    )
 
 
 async def run_episode(episode: Episode, actor: Actor, on_event: OnEvent = ignore) -> EpisodeResult:

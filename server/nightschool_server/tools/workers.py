@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, cast
@@ -41,6 +41,10 @@ class ToolOutcome:
     state: ToolState
     """After the call; the one before it where the call failed, but for files written until then."""
     duration_s: float
+    images: Mapping[str, bytes] = field(default_factory=dict)
+    """Encoded images that the call gave back, by sha256, in their order; the model sees them."""
+    simulated: bool = False
+    """Whether a simulator answered in the tool's place."""
 
 
 class ToolWorkers:
