@@ -31,7 +31,7 @@ from nightschool_server.agent.episode import (
 )
 from nightschool_server.agent.executors import ToolExecutor
 from nightschool_server.agent.toolcalls import CLOSE, OPEN, parse_answer
-from nightschool_server.chat import Message, ToolCall, tool_result
+from nightschool_server.chat import Message, ToolCall, ToolResult, tool_result
 from nightschool_server.engine import (
     BASE,
     LIVE_PRIORITY,
@@ -49,7 +49,7 @@ from nightschool_server.tools.workers import ToolFailure, ToolOutcome
 __all__ = [
     "Actor", "EngineSampler", "Episode", "EpisodeResult", "Event", "Execution", "Failure", "Finished", "Limits",
     "LiveActor", "OnEvent", "Outcome", "Sampler", "Step", "StepFinished", "TextDelta", "ToolFinished", "ToolStarted",
-    "Usage", "execute", "ignore", "observe", "run_episode",
+    "Usage", "execute", "ignore", "observe", "result_of", "run_episode",
 ]  # fmt: skip
 
 HINT = f'write a call as {OPEN}{{"name": "...", "arguments": {{...}}}}{CLOSE}, or answer without one'
@@ -195,12 +195,19 @@ async def execute(
 
 def observe(call: ToolCall, outcome: ToolOutcome) -> Message:
     """What the model sees of a call's outcome."""
-    return tool_result(
-        call,
+    return Message("tool", (result_of(call, outcome),))
+
+
+def result_of(call: ToolCall, outcome: ToolOutcome) -> ToolResult:
+    """A call's outcome as a part of the conversation."""
+    return ToolResult(
+        call.id,
+        call.name,
         outcome.content,
-        is_error=outcome.is_error,
-        images=tuple(outcome.images),
-        simulated=outcome.simulated,
+        outcome.is_error,
+        tuple(outcome.images),
+        outcome.simulated,
+        tuple(returned.file for returned in outcome.files),
     )
 
 
