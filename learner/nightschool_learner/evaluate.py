@@ -26,7 +26,6 @@ from nightschool_server.engine import Sampling
 from nightschool_server.errors import AppError, ContextOverflowError
 from nightschool_server.evaluation_set import EvaluationSet
 from nightschool_server.tools.state import ToolState
-from nightschool_server.tools.tool import PRACTICE_EFFECTS
 from nightschool_server.tools.workers import ToolWorkers
 
 from nightschool_learner import records
@@ -71,7 +70,7 @@ class EvaluateStage:
         config = cycle.config.evaluate
         with tempfile.TemporaryDirectory(prefix="evaluate-", dir=cycle.folder) as root:
             async with await ToolWorkers.start(cycle.app_ref, config.num_tool_workers) as workers:
-                examiner = Examiner(cycle, config, WorkerExecutor(cycle.app, workers, PRACTICE_EFFECTS), Path(root))
+                examiner = Examiner(cycle, config, WorkerExecutor(cycle.app, workers, "practice"), Path(root))
 
                 async def work(unit: Unit) -> None:
                     task, adapter = unit

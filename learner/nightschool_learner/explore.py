@@ -25,7 +25,6 @@ from nightschool_server.errors import InvalidRequestError
 from nightschool_server.ids import new_id
 from nightschool_server.store.store import Store
 from nightschool_server.tools.state import ToolState
-from nightschool_server.tools.tool import PRACTICE_EFFECTS
 from nightschool_server.tools.workers import ToolWorkers
 
 from nightschool_learner import practice_counts, practice_records, records, seed_records
@@ -79,7 +78,7 @@ class ExploreStage:
                 writer=writer,
                 sampler=sampler,
                 critic=self.make_critic(cycle, sampler),
-                executor=WorkerExecutor(cycle.app, workers, PRACTICE_EFFECTS),
+                executor=WorkerExecutor(cycle.app, workers, "practice"),
                 explored=explored,
                 compared=compared,
             )

@@ -31,7 +31,6 @@ from nightschool_server.chat import ToolCall, ToolResult, ToolSpec
 from nightschool_server.engine import Delta, FinishReason, Prompt, Sampling
 from nightschool_server.errors import ContextOverflowError, EngineDeadError, InvalidRequestError
 from nightschool_server.tools.state import ToolState
-from nightschool_server.tools.tool import PRACTICE_EFFECTS
 from nightschool_server.tools.workers import ToolWorkers
 
 from tests.server.leaks import make_fifo, no_leaks, read_pids
@@ -260,7 +259,7 @@ async def test_an_engine_that_stops_in_a_step_raises(run: Run, finish_reason: Fi
 
 async def test_practice_refuses_external_tools(workers: ToolWorkers, state: ToolState) -> None:
     call = write_call("send_mail", {"to": "anna"})
-    practice = await execute(call, state, WorkerExecutor(APP, workers, PRACTICE_EFFECTS))
+    practice = await execute(call, state, WorkerExecutor(APP, workers, "practice"))
     assert practice.failure == "refused"
     live = await execute(call, state, WorkerExecutor(APP, workers))
     assert (live.failure, live.observations[0].parts[0].content) == ("", "sent to anna")  # type: ignore[union-attr]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
@@ -17,8 +18,8 @@ from nightschool_server.app import App
 from nightschool_server.chat import ToolCall, ToolResult, ToolSpec
 from nightschool_server.errors import InvalidRequestError
 from nightschool_server.tools.call import truncate, unknown_tool
+from nightschool_server.tools.effects import Purpose, conduct_of, refusal
 from nightschool_server.tools.state import ToolState
-from nightschool_server.tools.tool import ALL_EFFECTS, Effect
 from nightschool_server.tools.workers import DEFAULT_MAX_OUTPUT_CHARS, ToolFailure, ToolOutcome, ToolWorkers
 
 DEFAULT_CLIENT_TIMEOUT_S = 60.0
@@ -35,34 +36,43 @@ class ToolExecutor(Protocol):
         """What the model may call."""
         ...
 
-    async def run(self, call: ToolCall, state: ToolState) -> ToolOutcome:
-        """Check and run one call on `state`. An error is an outcome; only cancellation raises."""
+    def is_read_only(self, name: str) -> bool:
+        """Whether the tool of that name says that it changes nothing, so that calls may run side by side."""
+        ...
+
+    async def run(self, call: ToolCall, state: ToolState, *, max_s: float = math.inf) -> ToolOutcome:
+        """Check and run one call on `state`, for at most `max_s`. An error is an outcome; only cancellation raises."""
         ...
 
 
 class WorkerExecutor:
     """The application's own tools, in its worker processes."""
 
-    def __init__(self, app: App, workers: ToolWorkers, effects: frozenset[Effect] = ALL_EFFECTS) -> None:
-        """`effects` is what may be run: practice gives `tools.PRACTICE_EFFECTS`."""
+    def __init__(self, app: App, workers: ToolWorkers, purpose: Purpose = "live") -> None:
         self._app = app
         self._workers = workers
-        self._effects = effects
+        self._purpose = purpose
 
     @property
     def tools(self) -> tuple[ToolSpec, ...]:
         return self._app.specs
 
-    async def run(self, call: ToolCall, state: ToolState) -> ToolOutcome:
+    def is_read_only(self, name: str) -> bool:
+        tool = self._app.tool(name)
+        return tool is not None and tool.effect == "read_only"
+
+    async def run(self, call: ToolCall, state: ToolState, *, max_s: float = math.inf) -> ToolOutcome:
         tool = self._app.tool(call.name)
         if tool is None:
             return _unknown(call, self.tools, state)
         arguments = json.loads(call.arguments)
         if fault := arguments_fault(tool.spec.parameters, arguments, closed=True):
             return _failed("schema", fault, state)
-        if tool.effect not in self._effects:
-            return _failed("refused", f"tool {call.name!r} has {tool.effect} effects and is not run in practice", state)
-        return await self._workers.run(call.name, arguments, state, self._app.timeout_s(tool))
+        conduct = conduct_of(tool.effect, self._purpose, can_simulate=tool.simulate is not None)
+        if conduct == "refuse":
+            return _failed("refused", refusal(call.name, tool.effect), state)
+        timeout_s = min(self._app.timeout_s(tool), max_s)
+        return await self._workers.run(call.name, arguments, state, timeout_s, simulate=conduct == "simulate")
 
 
 class ClientExecutor:
@@ -91,20 +101,23 @@ class ClientExecutor:
     def tools(self) -> tuple[ToolSpec, ...]:
         return tuple(self._tools.values())
 
-    async def run(self, call: ToolCall, state: ToolState) -> ToolOutcome:
+    def is_read_only(self, name: str) -> bool:
+        return False  # A client says nothing of effects, and answers one call at a time.
+
+    async def run(self, call: ToolCall, state: ToolState, *, max_s: float = math.inf) -> ToolOutcome:
         spec = self._tools.get(call.name)
         if spec is None:
             return _unknown(call, self.tools, state)
         if fault := arguments_fault(spec.parameters, json.loads(call.arguments)):
             return _failed("schema", fault, state)
-        started = time.perf_counter()
+        started, timeout_s = time.perf_counter(), min(self._timeout_s, max_s)
         try:
-            async with asyncio.timeout(self._timeout_s) as deadline:
+            async with asyncio.timeout(timeout_s) as deadline:
                 result = await self._callback(call)
         except TimeoutError:
             if not deadline.expired():
                 raise
-            fault = f"the client did not answer within {self._timeout_s:g} s"
+            fault = f"the client did not answer within {timeout_s:.3g} s"
             return _failed("timeout", fault, state, time.perf_counter() - started)
         content = truncate(result.content, self._max_output_chars)
         failure: ToolFailure = "execution" if result.is_error else ""
@@ -121,9 +134,13 @@ class RoutingExecutor:
         self.tools: tuple[ToolSpec, ...] = tuple(spec for _, spec in named)
         self._by_name = {spec.name: e for _, e in _places(application, client) for spec in e.tools}
 
-    async def run(self, call: ToolCall, state: ToolState) -> ToolOutcome:
+    def is_read_only(self, name: str) -> bool:
+        executor = self._by_name.get(name)
+        return executor is not None and executor.is_read_only(name)
+
+    async def run(self, call: ToolCall, state: ToolState, *, max_s: float = math.inf) -> ToolOutcome:
         executor = self._by_name.get(call.name)
-        return _unknown(call, self.tools, state) if executor is None else await executor.run(call, state)
+        return _unknown(call, self.tools, state) if executor is None else await executor.run(call, state, max_s=max_s)
 
 
 def _places(application: ToolExecutor, client: ToolExecutor) -> tuple[tuple[str, ToolExecutor], ...]:
