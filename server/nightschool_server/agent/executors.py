@@ -1,4 +1,4 @@
-"""Who runs a tool call: the application's workers, the client at the other end of a stream, or both by name.
+"""Who runs a tool call: the application's toolbox, the client at the other end of a stream, or both by name.
 
 Owns the executor seam, and that arguments are checked before anything runs. Executors never raise because
 of a tool or of what the model wrote: that is an outcome.
@@ -14,13 +14,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from nightschool_server.agent.arguments import arguments_fault, schema_fault
-from nightschool_server.app import App
 from nightschool_server.chat import ToolCall, ToolResult, ToolSpec
 from nightschool_server.errors import InvalidRequestError
 from nightschool_server.tools.call import truncate, unknown_tool
-from nightschool_server.tools.effects import Purpose, conduct_of, refusal
 from nightschool_server.tools.state import ToolState
-from nightschool_server.tools.workers import DEFAULT_MAX_OUTPUT_CHARS, ToolFailure, ToolOutcome, ToolWorkers
+from nightschool_server.tools.workers import DEFAULT_MAX_OUTPUT_CHARS, ToolFailure, ToolOutcome
 
 DEFAULT_CLIENT_TIMEOUT_S = 60.0
 
@@ -43,36 +41,6 @@ class ToolExecutor(Protocol):
     async def run(self, call: ToolCall, state: ToolState, *, max_s: float = math.inf) -> ToolOutcome:
         """Check and run one call on `state`, for at most `max_s`. An error is an outcome; only cancellation raises."""
         ...
-
-
-class WorkerExecutor:
-    """The application's own tools, in its worker processes."""
-
-    def __init__(self, app: App, workers: ToolWorkers, purpose: Purpose = "live") -> None:
-        self._app = app
-        self._workers = workers
-        self._purpose = purpose
-
-    @property
-    def tools(self) -> tuple[ToolSpec, ...]:
-        return self._app.specs
-
-    def is_read_only(self, name: str) -> bool:
-        tool = self._app.tool(name)
-        return tool is not None and tool.effect == "read_only"
-
-    async def run(self, call: ToolCall, state: ToolState, *, max_s: float = math.inf) -> ToolOutcome:
-        tool = self._app.tool(call.name)
-        if tool is None:
-            return _unknown(call, self.tools, state)
-        arguments = json.loads(call.arguments)
-        if fault := arguments_fault(tool.spec.parameters, arguments, closed=True):
-            return _failed("schema", fault, state)
-        conduct = conduct_of(tool.effect, self._purpose, can_simulate=tool.simulate is not None)
-        if conduct == "refuse":
-            return _failed("refused", refusal(call.name, tool.effect), state)
-        timeout_s = min(self._app.timeout_s(tool), max_s)
-        return await self._workers.run(call.name, arguments, state, timeout_s, simulate=conduct == "simulate")
 
 
 class ClientExecutor:
@@ -107,9 +75,9 @@ class ClientExecutor:
     async def run(self, call: ToolCall, state: ToolState, *, max_s: float = math.inf) -> ToolOutcome:
         spec = self._tools.get(call.name)
         if spec is None:
-            return _unknown(call, self.tools, state)
+            return unknown(call, self.tools, state)
         if fault := arguments_fault(spec.parameters, json.loads(call.arguments)):
-            return _failed("schema", fault, state)
+            return failed("schema", fault, state)
         started, timeout_s = time.perf_counter(), min(self._timeout_s, max_s)
         try:
             async with asyncio.timeout(timeout_s) as deadline:
@@ -118,7 +86,7 @@ class ClientExecutor:
             if not deadline.expired():
                 raise
             fault = f"the client did not answer within {timeout_s:.3g} s"
-            return _failed("timeout", fault, state, time.perf_counter() - started)
+            return failed("timeout", fault, state, time.perf_counter() - started)
         content = truncate(result.content, self._max_output_chars)
         failure: ToolFailure = "execution" if result.is_error else ""
         return ToolOutcome(content, result.is_error, failure, state, time.perf_counter() - started)
@@ -140,7 +108,7 @@ class RoutingExecutor:
 
     async def run(self, call: ToolCall, state: ToolState, *, max_s: float = math.inf) -> ToolOutcome:
         executor = self._by_name.get(call.name)
-        return _unknown(call, self.tools, state) if executor is None else await executor.run(call, state, max_s=max_s)
+        return unknown(call, self.tools, state) if executor is None else await executor.run(call, state, max_s=max_s)
 
 
 def _places(application: ToolExecutor, client: ToolExecutor) -> tuple[tuple[str, ToolExecutor], ...]:
@@ -156,9 +124,11 @@ def _check_names(named: Sequence[tuple[str, ToolSpec]]) -> None:
         seen[spec.name] = where
 
 
-def _unknown(call: ToolCall, tools: Sequence[ToolSpec], state: ToolState) -> ToolOutcome:
-    return _failed("unknown_tool", unknown_tool(call.name, [spec.name for spec in tools]), state)
+def unknown(call: ToolCall, tools: Sequence[ToolSpec], state: ToolState) -> ToolOutcome:
+    """The outcome of a call of a name that no tool has."""
+    return failed("unknown_tool", unknown_tool(call.name, [spec.name for spec in tools]), state)
 
 
-def _failed(failure: ToolFailure, fault: str, state: ToolState, duration_s: float = 0.0) -> ToolOutcome:
+def failed(failure: ToolFailure, fault: str, state: ToolState, duration_s: float = 0.0) -> ToolOutcome:
+    """The outcome of a call that went wrong: `fault` is what the model is told."""
     return ToolOutcome(f"error: {fault}", True, failure, state, duration_s)

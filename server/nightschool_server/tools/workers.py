@@ -97,7 +97,7 @@ class ToolWorkers:
             reply, after = await self._run(worker, call, state, timeout_s)
         finally:
             self._idle.put_nowait(worker)
-        return replace(_outcome(reply, after, time.perf_counter() - started), simulated=simulate)
+        return _outcome(reply, after, time.perf_counter() - started)
 
     async def close(self) -> None:
         """End every worker, with whatever it runs, and wait until they are gone."""
