@@ -18,16 +18,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nightschool_server import chat
-from nightschool_server.agent.executors import WorkerExecutor
+from nightschool_server.agent.executors import ToolExecutor
 from nightschool_server.agent.loop import Episode, EpisodeResult, Limits, LiveActor, run_episode
+from nightschool_server.agent.toolbox import open_tools
 from nightschool_server.app import EvaluationTask, is_correct, load_evaluation
 from nightschool_server.config.training import EvaluateConfig
 from nightschool_server.engine import Sampling
 from nightschool_server.errors import AppError, ContextOverflowError
 from nightschool_server.evaluation_set import EvaluationSet
 from nightschool_server.tools.state import ToolState
-from nightschool_server.tools.tool import PRACTICE_EFFECTS
-from nightschool_server.tools.workers import ToolWorkers
 
 from nightschool_learner import records
 from nightschool_learner.evaluation_records import TaskResult, insert_results, results_of
@@ -70,8 +69,9 @@ class EvaluateStage:
             return None
         config = cycle.config.evaluate
         with tempfile.TemporaryDirectory(prefix="evaluate-", dir=cycle.folder) as root:
-            async with await ToolWorkers.start(cycle.app_ref, config.num_tool_workers) as workers:
-                examiner = Examiner(cycle, config, WorkerExecutor(cycle.app, workers, PRACTICE_EFFECTS), Path(root))
+            opening = open_tools(cycle.app, cycle.app_ref, num_workers=config.num_tool_workers, purpose="practice")
+            async with opening as tools:
+                examiner = Examiner(cycle, config, tools, Path(root))
 
                 async def work(unit: Unit) -> None:
                     task, adapter = unit
@@ -147,7 +147,7 @@ class Examiner:
 
     cycle: Cycle
     config: EvaluateConfig
-    executor: WorkerExecutor
+    executor: ToolExecutor
     root: Path
     """Where tools' workspaces are made."""
 

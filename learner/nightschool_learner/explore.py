@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nightschool_server.agent.episode import Episode, Limits
-from nightschool_server.agent.executors import WorkerExecutor
 from nightschool_server.agent.loop import run_episode
+from nightschool_server.agent.toolbox import open_tools
 from nightschool_server.app import App
 from nightschool_server.chat import system, user
 from nightschool_server.config.practice import ExploreConfig
@@ -25,8 +25,6 @@ from nightschool_server.errors import InvalidRequestError
 from nightschool_server.ids import new_id
 from nightschool_server.store.store import Store
 from nightschool_server.tools.state import ToolState
-from nightschool_server.tools.tool import PRACTICE_EFFECTS
-from nightschool_server.tools.workers import ToolWorkers
 
 from nightschool_learner import practice_counts, practice_records, records, seed_records
 from nightschool_learner.critics import make_critic
@@ -68,7 +66,8 @@ class ExploreStage:
         workspaces = cycle.folder / "workspaces"
         shutil.rmtree(workspaces, ignore_errors=True)
         num_workers = cycle.config.explore.num_tool_workers
-        async with Writer(cycle.store) as writer, await ToolWorkers.start(cycle.app_ref, num_workers) as workers:
+        opening = open_tools(cycle.app, cycle.app_ref, num_workers=num_workers, purpose="practice")
+        async with Writer(cycle.store) as writer, opening as tools:
             sampler = self.make_sampler(cycle)
             practice = Practice(
                 cycle_seed=cycle.seed,
@@ -79,7 +78,7 @@ class ExploreStage:
                 writer=writer,
                 sampler=sampler,
                 critic=self.make_critic(cycle, sampler),
-                executor=WorkerExecutor(cycle.app, workers, PRACTICE_EFFECTS),
+                executor=tools,
                 explored=explored,
                 compared=compared,
             )

@@ -15,13 +15,14 @@ tool workers import this module, so neither torch nor jsonschema is loaded by it
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from traceback import extract_tb
 from types import ModuleType
 from typing import Any
 
@@ -29,7 +30,8 @@ from nightschool_server.chat import ToolSpec
 from nightschool_server.errors import AppError
 from nightschool_server.evaluation_set import EvaluationSet, EvaluationTask, is_correct, read_evaluation
 from nightschool_server.tools.content import ToolFile, ToolImage
-from nightschool_server.tools.tool import Effect, Tool, ToolContext, tool
+from nightschool_server.tools.effects import Effect
+from nightschool_server.tools.tool import Tool, ToolContext, tool
 
 __all__ = [
     "App", "AppError", "Effect", "EvaluationSet", "EvaluationTask", "Tool", "ToolContext", "ToolFile", "ToolImage",
@@ -153,4 +155,16 @@ def _import(module_name: str, ref: str) -> ModuleType:
             ) from error
         raise AppError(f"app {ref!r} imports {error.name!r}, which is not installed") from error
     except (Exception, SystemExit) as error:
-        raise AppError(f"app {ref!r}: importing it raised {type(error).__name__}: {error}") from error
+        raise AppError(
+            f"app {ref!r}: importing it raised {type(error).__name__}: {error}{_place(error, module_name)}"
+        ) from error
+
+
+def _place(error: BaseException, module_name: str) -> str:
+    """` (at FILE:LINE)`: the innermost line below the folder of the application's module that led to `error`."""
+    if isinstance(error, SyntaxError):
+        return ""  # Python says it in the message.
+    spec = importlib.util.find_spec(module_name)
+    folder = str(Path(spec.origin).parent) if spec is not None and spec.origin is not None else os.getcwd()
+    lines = [f"{f.filename}:{f.lineno}" for f in extract_tb(error.__traceback__) if f.filename.startswith(folder + "/")]
+    return f" (at {lines[-1]})" if lines else ""

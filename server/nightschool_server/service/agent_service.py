@@ -1,8 +1,8 @@
 """AgentService: what applications call.
 
 Owns nothing but the way from a method to what does the work: `generation.py` for single model calls,
-`task_runner.py` for tasks, `blobs.py` for bytes in chunks, `store/request_log.py` for feedback. Errors are raised as the server's own;
-`interceptors.py` turns them into statuses.
+`task_runner.py` for tasks, `blobs.py` for bytes in chunks, `store/request_log.py` for feedback. Errors are raised as
+the server's own; `interceptors.py` turns them into statuses.
 """
 
 from __future__ import annotations

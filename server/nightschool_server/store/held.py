@@ -21,7 +21,7 @@ from nightschool_server.store.store import Store
 
 
 class IncomingBlob:
-    """A blob on its way to the disk, of which no more than a chunk is ever in memory. Use as a context, or `close` it."""
+    """A blob on its way to the disk, of which no more than a chunk is in memory. Use as a context, or `close` it."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
