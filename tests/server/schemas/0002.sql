@@ -15,12 +15,6 @@ CREATE TABLE adapters (
     deleted_at REAL
 );
 INSERT INTO "adapters" VALUES('0001-aaaaaaaa',1,'aaaaaaaa','active','base','cycle_1',4,8.0,'["q_proj"]',10,'{}',1.0,NULL);
-CREATE TABLE blob_holders (
-    caller TEXT NOT NULL,
-    sha256 TEXT NOT NULL REFERENCES blobs(sha256),
-    created_at REAL NOT NULL,
-    PRIMARY KEY (caller, sha256)
-);
 CREATE TABLE blobs (
     sha256 TEXT PRIMARY KEY,
     size_bytes INTEGER NOT NULL,
@@ -39,11 +33,11 @@ CREATE TABLE candidates (
     observation TEXT NOT NULL,
     failure TEXT NOT NULL DEFAULT '',
     -- '' or which fact speaks against it: parse, schema, execution, budget.
-    final INTEGER NOT NULL,
+    final INTEGER NOT NULL, simulated INTEGER NOT NULL DEFAULT 0,
     UNIQUE (step_id, position)
 );
-INSERT INTO "candidates" VALUES('cand_1','step_1',0,'a','[1]',-1.0,3,'','',1);
-INSERT INTO "candidates" VALUES('cand_2','step_1',1,'b','[2]',-2.0,2,'','',1);
+INSERT INTO "candidates" VALUES('cand_1','step_1',0,'a','[1]',-1.0,3,'','',1,0);
+INSERT INTO "candidates" VALUES('cand_2','step_1',1,'b','[2]',-2.0,2,'','',1,0);
 CREATE TABLE critiques (
     id TEXT PRIMARY KEY,
     step_id TEXT NOT NULL REFERENCES steps(id) ON DELETE CASCADE,
@@ -98,10 +92,10 @@ CREATE TABLE evaluation_results (
     num_tool_errors INTEGER NOT NULL,
     completion_tokens INTEGER NOT NULL,
     cycle_id TEXT REFERENCES cycles(id),
-    created_at REAL NOT NULL,
+    created_at REAL NOT NULL, num_simulated INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (set_digest, adapter, task_id)
 );
-INSERT INTO "evaluation_results" VALUES('s','base','t1','stock',1,'4','answered',2,0,30,'cycle_1',3.0);
+INSERT INTO "evaluation_results" VALUES('s','base','t1','stock',1,'4','answered',2,0,30,'cycle_1',3.0,0);
 CREATE TABLE evaluations (
     id TEXT PRIMARY KEY,
     cycle_id TEXT REFERENCES cycles(id),
@@ -270,15 +264,10 @@ CREATE TABLE steps (
     -- Position of the candidate that the trajectory continued from.
     picked_by TEXT NOT NULL DEFAULT '',
     -- 'facts', 'critic' or 'fallback' (the critic abstained: no pair).
-    created_at REAL NOT NULL,
+    created_at REAL NOT NULL, simulated INTEGER NOT NULL DEFAULT 0,
     UNIQUE (rollout_id, position)
 );
-INSERT INTO "steps" VALUES('step_1','roll_1',0,'[]',0,'critic',2.0);
-CREATE TABLE task_blobs (
-    task_id TEXT NOT NULL REFERENCES tasks(id) ON DELETE CASCADE,
-    sha256 TEXT NOT NULL REFERENCES blobs(sha256),
-    PRIMARY KEY (task_id, sha256)
-);
+INSERT INTO "steps" VALUES('step_1','roll_1',0,'[]',0,'critic',2.0,0);
 CREATE TABLE task_seeds (
     task_id TEXT NOT NULL REFERENCES tasks(id) ON DELETE CASCADE,
     response_id TEXT NOT NULL REFERENCES requests(id) ON DELETE CASCADE,
@@ -295,10 +284,10 @@ CREATE TABLE tasks (
     -- 'kept' or the reason for which it was dropped.
     raw TEXT NOT NULL,
     tokens INTEGER NOT NULL DEFAULT 0,
-    created_at REAL NOT NULL, files TEXT NOT NULL DEFAULT '[]',
+    created_at REAL NOT NULL,
     UNIQUE (cycle_id, slot)
 );
-INSERT INTO "tasks" VALUES('task_1','cycle_1',0,'a task','[]','kept','[]',3,2.0,'[]');
+INSERT INTO "tasks" VALUES('task_1','cycle_1',0,'a task','[]','kept','[]',3,2.0);
 CREATE TABLE tokens (
     name TEXT PRIMARY KEY,
     scope TEXT NOT NULL CHECK (scope IN ('user', 'admin')),
@@ -312,9 +301,5 @@ CREATE UNIQUE INDEX requests_request_id ON requests (caller, request_id) WHERE r
 CREATE INDEX requests_created ON requests (created_at);
 CREATE UNIQUE INDEX feedback_request_id ON feedback (caller, request_id) WHERE request_id IS NOT NULL;
 CREATE INDEX feedback_response ON feedback (response_id);
-CREATE INDEX blob_holders_sha256 ON blob_holders (sha256);
-CREATE INDEX blob_holders_created ON blob_holders (created_at);
-CREATE INDEX request_blobs_sha256 ON request_blobs (sha256);
-CREATE INDEX task_blobs_sha256 ON task_blobs (sha256);
 COMMIT;
 PRAGMA user_version = 2;
