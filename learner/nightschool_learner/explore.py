@@ -17,10 +17,9 @@ from pathlib import Path
 
 from nightschool_server.agent.episode import Episode, Limits
 from nightschool_server.agent.executors import WorkerExecutor
+from nightschool_server.agent.formats import action_format
 from nightschool_server.agent.loop import run_episode
-from nightschool_server.app import App
 from nightschool_server.chat import system, user
-from nightschool_server.config.practice import ExploreConfig
 from nightschool_server.errors import InvalidRequestError
 from nightschool_server.ids import new_id
 from nightschool_server.store.store import Store
@@ -80,6 +79,7 @@ class ExploreStage:
                 sampler=sampler,
                 critic=self.make_critic(cycle, sampler),
                 executor=WorkerExecutor(cycle.app, workers, PRACTICE_EFFECTS),
+                action_format=action_format(cycle.agent),
                 explored=explored,
                 compared=compared,
             )
@@ -131,7 +131,7 @@ async def _rollout(practice: Practice, cycle: Cycle, task: TaskRow, known: Rollo
     root = workspaces / rollout.id
     state, outcome, answer = "done", "", ""
     try:
-        episode = first_episode(cycle.app, task, root, practice.config)
+        episode = first_episode(cycle, task, root)
         result = await run_episode(episode, PracticeActor(practice, task, rollout.id))
         outcome, answer = result.outcome, result.answer
     except RefusedPickError:
@@ -144,13 +144,16 @@ async def _rollout(practice: Practice, cycle: Cycle, task: TaskRow, known: Rollo
     practice.explored.advance(1, **{outcome: 1})
 
 
-def first_episode(app: App, task: TaskRow, root: Path, config: ExploreConfig) -> Episode:
+def first_episode(cycle: Cycle, task: TaskRow, root: Path) -> Episode:
     """The episode in which a task begins, as a live one would."""
+    app, config = cycle.app, cycle.config.explore
     head = (system(app.system_prompt),) if app.system_prompt else ()
     limits = Limits(
         max_steps=config.max_steps or app.max_steps,
         max_step_tokens=config.max_tokens,
         max_tokens=config.max_tokens * (config.max_steps or app.max_steps),
         max_time_s=NO_TIME_LIMIT_S,
+        max_malformed_steps=cycle.agent.max_malformed_steps,
     )
-    return Episode((*head, user(task.prompt, task.images)), ToolState.initial(app, root), limits)
+    messages = action_format(cycle.agent).begin((*head, user(task.prompt, task.images)), app.specs)
+    return Episode(messages, ToolState.initial(app, root), limits)
