@@ -29,13 +29,12 @@ from dataclasses import dataclass
 
 import psutil
 from nightschool_server import chat
-from nightschool_server.agent.executors import WorkerExecutor
 from nightschool_server.agent.loop import Episode, LiveActor, run_episode
+from nightschool_server.agent.toolbox import Toolbox, open_tools
 from nightschool_server.agent.toolcalls import write_call
 from nightschool_server.app import App, load_app
 from nightschool_server.engine import Delta, Prompt, Sampling
 from nightschool_server.tools.state import ToolState
-from nightschool_server.tools.workers import ToolWorkers
 
 APP_REF = "examples.shop.app:app"
 CALLS = tuple(write_call("calculator", {"expression": f"{n} + 2"}) for n in range(4))
@@ -60,12 +59,12 @@ class Script:
         yield Delta(0, text, (1,) * 20, finish_reason="stop", num_prompt_tokens=100)
 
 
-async def measure(app: App, workers: ToolWorkers, root: Path, pause_s: float) -> float:
+async def measure(app: App, tools: Toolbox, root: Path, pause_s: float) -> float:
     """Milliseconds of overhead for each tool step of one episode."""
     script = Script(pause_s)
     episode = Episode((chat.system(app.system_prompt), chat.user("2 + 2?")), ToolState.initial(app, root))
     started = time.perf_counter()
-    result = await run_episode(episode, LiveActor(script, WorkerExecutor(app, workers)))
+    result = await run_episode(episode, LiveActor(script, tools))
     assert (result.outcome, result.num_tool_errors) == ("answered", 0), result
     result.state.discard()
     return 1000 * (time.perf_counter() - started - script.paused_s) / len(CALLS)
@@ -79,14 +78,14 @@ async def main(num_episodes: int, num_workers: int) -> None:
         root = Path(folder)
         before = len(me.children(recursive=True)), me.num_fds()
         started = time.perf_counter()
-        async with await ToolWorkers.start(APP_REF, num_workers) as workers:
+        async with open_tools(app, APP_REF, num_workers=num_workers) as tools:
             start_s = time.perf_counter() - started
-            await measure(app, workers, root, 0.0)
-            alone = [await measure(app, workers, root, 0.0) for _ in range(num_episodes)]
-            paused = [await measure(app, workers, root, 0.02) for _ in range(num_episodes // 4)]
+            await measure(app, tools, root, 0.0)
+            alone = [await measure(app, tools, root, 0.0) for _ in range(num_episodes)]
+            paused = [await measure(app, tools, root, 0.02) for _ in range(num_episodes // 4)]
             started = time.perf_counter()
             for _ in range(max(1, num_episodes // NUM_CONCURRENT)):
-                await asyncio.gather(*(measure(app, workers, root, 0.0) for _ in range(NUM_CONCURRENT)))
+                await asyncio.gather(*(measure(app, tools, root, 0.0) for _ in range(NUM_CONCURRENT)))
             steps = max(1, num_episodes // NUM_CONCURRENT) * NUM_CONCURRENT * len(CALLS)
             steps_per_s = steps / (time.perf_counter() - started)
         left = len(os.listdir(root))

@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nightschool_server import chat
-from nightschool_server.agent.executors import WorkerExecutor
+from nightschool_server.agent.executors import ToolExecutor
 from nightschool_server.agent.formats import action_format
 from nightschool_server.agent.loop import Episode, EpisodeResult, Limits, LiveActor, run_episode
+from nightschool_server.agent.toolbox import open_tools
 from nightschool_server.app import EvaluationTask, is_correct, load_evaluation
 from nightschool_server.config.training import EvaluateConfig
 from nightschool_server.engine import Sampling
@@ -28,7 +29,6 @@ from nightschool_server.errors import AppError, ContextOverflowError
 from nightschool_server.evaluation_set import EvaluationSet
 from nightschool_server.tools.state import ToolState
 from nightschool_server.tools.tool import PRACTICE_EFFECTS
-from nightschool_server.tools.workers import ToolWorkers
 
 from nightschool_learner import records
 from nightschool_learner.evaluation_records import TaskResult, insert_results, results_of
@@ -71,8 +71,11 @@ class EvaluateStage:
             return None
         config = cycle.config.evaluate
         with tempfile.TemporaryDirectory(prefix="evaluate-", dir=cycle.folder) as root:
-            async with await ToolWorkers.start(cycle.app_ref, config.num_tool_workers) as workers:
-                examiner = Examiner(cycle, config, WorkerExecutor(cycle.app, workers, PRACTICE_EFFECTS), Path(root))
+            opening = open_tools(
+                cycle.app, cycle.app_ref, num_workers=config.num_tool_workers, effects=PRACTICE_EFFECTS
+            )
+            async with opening as tools:
+                examiner = Examiner(cycle, config, tools, Path(root))
 
                 async def work(unit: Unit) -> None:
                     task, adapter = unit
@@ -148,7 +151,7 @@ class Examiner:
 
     cycle: Cycle
     config: EvaluateConfig
-    executor: WorkerExecutor
+    executor: ToolExecutor
     root: Path
     """Where tools' workspaces are made."""
 
@@ -169,7 +172,9 @@ class Examiner:
         sampler = AdapterSampler(PracticeSampler(self.cycle), adapter)
         actor = LiveActor(sampler, self.executor, Sampling(temperature=0.0), action_format=written)
         try:
-            result = await run_episode(Episode(written.begin(messages, app.specs), state, limits, images), actor)
+            result = await run_episode(
+                Episode(written.begin(messages, self.executor.tools), state, limits, images), actor
+            )
         except ContextOverflowError as error:
             return TaskResult(task.id, task.family, False, str(error), OVERFLOW, 0, 0, 0)
         await asyncio.to_thread(result.state.discard)

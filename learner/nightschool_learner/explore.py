@@ -11,21 +11,20 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from nightschool_server.agent.episode import Episode, Limits
-from nightschool_server.agent.executors import WorkerExecutor
 from nightschool_server.agent.formats import action_format
 from nightschool_server.agent.loop import run_episode
-from nightschool_server.chat import system, user
+from nightschool_server.agent.toolbox import open_tools
+from nightschool_server.chat import ToolSpec, system, user
 from nightschool_server.errors import InvalidRequestError
 from nightschool_server.ids import new_id
 from nightschool_server.store.store import Store
 from nightschool_server.tools.state import ToolState
 from nightschool_server.tools.tool import PRACTICE_EFFECTS
-from nightschool_server.tools.workers import ToolWorkers
 
 from nightschool_learner import practice_counts, practice_records, records, seed_records
 from nightschool_learner.critics import make_critic
@@ -67,7 +66,8 @@ class ExploreStage:
         workspaces = cycle.folder / "workspaces"
         shutil.rmtree(workspaces, ignore_errors=True)
         num_workers = cycle.config.explore.num_tool_workers
-        async with Writer(cycle.store) as writer, await ToolWorkers.start(cycle.app_ref, num_workers) as workers:
+        opening = open_tools(cycle.app, cycle.app_ref, num_workers=num_workers, effects=PRACTICE_EFFECTS)
+        async with Writer(cycle.store) as writer, opening as tools:
             sampler = self.make_sampler(cycle)
             practice = Practice(
                 cycle_seed=cycle.seed,
@@ -78,7 +78,7 @@ class ExploreStage:
                 writer=writer,
                 sampler=sampler,
                 critic=self.make_critic(cycle, sampler),
-                executor=WorkerExecutor(cycle.app, workers, PRACTICE_EFFECTS),
+                executor=tools,
                 action_format=action_format(cycle.agent),
                 explored=explored,
                 compared=compared,
@@ -131,7 +131,7 @@ async def _rollout(practice: Practice, cycle: Cycle, task: TaskRow, known: Rollo
     root = workspaces / rollout.id
     state, outcome, answer = "done", "", ""
     try:
-        episode = first_episode(cycle, task, root)
+        episode = first_episode(cycle, task, root, practice.executor.tools)
         result = await run_episode(episode, PracticeActor(practice, task, rollout.id))
         outcome, answer = result.outcome, result.answer
     except RefusedPickError:
@@ -144,7 +144,7 @@ async def _rollout(practice: Practice, cycle: Cycle, task: TaskRow, known: Rollo
     practice.explored.advance(1, **{outcome: 1})
 
 
-def first_episode(cycle: Cycle, task: TaskRow, root: Path) -> Episode:
+def first_episode(cycle: Cycle, task: TaskRow, root: Path, tools: Sequence[ToolSpec]) -> Episode:
     """The episode in which a task begins, as a live one would."""
     app, config = cycle.app, cycle.config.explore
     head = (system(app.system_prompt),) if app.system_prompt else ()
@@ -155,5 +155,5 @@ def first_episode(cycle: Cycle, task: TaskRow, root: Path) -> Episode:
         max_time_s=NO_TIME_LIMIT_S,
         max_malformed_steps=cycle.agent.max_malformed_steps,
     )
-    messages = action_format(cycle.agent).begin((*head, user(task.prompt, task.images)), app.specs)
+    messages = action_format(cycle.agent).begin((*head, user(task.prompt, task.images)), tools)
     return Episode(messages, ToolState.initial(app, root), limits)

@@ -15,13 +15,14 @@ tool workers import this module, so neither torch nor jsonschema is loaded by it
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from traceback import extract_tb
 from types import ModuleType
 from typing import Any
 
@@ -152,4 +153,16 @@ def _import(module_name: str, ref: str) -> ModuleType:
             ) from error
         raise AppError(f"app {ref!r} imports {error.name!r}, which is not installed") from error
     except (Exception, SystemExit) as error:
-        raise AppError(f"app {ref!r}: importing it raised {type(error).__name__}: {error}") from error
+        raise AppError(
+            f"app {ref!r}: importing it raised {type(error).__name__}: {error}{_place(error, module_name)}"
+        ) from error
+
+
+def _place(error: BaseException, module_name: str) -> str:
+    """` (at FILE:LINE)`: the innermost line below the folder of the application's module that led to `error`."""
+    if isinstance(error, SyntaxError):
+        return ""  # Python says it in the message.
+    spec = importlib.util.find_spec(module_name)
+    folder = str(Path(spec.origin).parent) if spec is not None and spec.origin is not None else os.getcwd()
+    lines = [f"{f.filename}:{f.lineno}" for f in extract_tb(error.__traceback__) if f.filename.startswith(folder + "/")]
+    return f" (at {lines[-1]})" if lines else ""

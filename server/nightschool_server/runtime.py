@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 
 from nightschool_server.adapters.registry import AdapterRegistry
+from nightschool_server.agent.toolbox import Toolbox
 from nightschool_server.app import App
 from nightschool_server.auth import Tokens
 from nightschool_server.config.config import Config
@@ -16,7 +17,6 @@ from nightschool_server.service.images import Images
 from nightschool_server.service.wire_images import ImageLimits
 from nightschool_server.store.request_log import RequestLog
 from nightschool_server.store.store import Store
-from nightschool_server.tools.workers import ToolWorkers
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Runtime:
     images: Images
     app: App | None
     """None: no system prompt and no tools of the server's own."""
-    workers: ToolWorkers | None
-    """Present where `app` has tools."""
+    tools: Toolbox
+    """The application's tools, open; empty without one."""
     counters: Counters
     started_at: float = field(default_factory=time.time)
 

@@ -18,6 +18,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
 from nightschool_server.adapters.registry import AdapterRegistry
+from nightschool_server.agent.toolbox import Toolbox, open_tools
 from nightschool_server.app import App, load_app
 from nightschool_server.auth import Tokens
 from nightschool_server.config.config import Config, to_environment
@@ -38,7 +39,6 @@ from nightschool_server.store.durable import write_file
 from nightschool_server.store.redact import redactor_of
 from nightschool_server.store.request_log import RequestLog
 from nightschool_server.store.store import Store
-from nightschool_server.tools.workers import ToolWorkers
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ async def serving(
         port = GrpcPort(config.server, [CallInterceptor(tokens, limits_of(config), counters)])
         stack.push_async_callback(port.close)
         await port.start()
-        app, workers = await _application(config, stack)
+        app, tools = await _application(config, stack)
         may_sleep = config.learner.train.placement == "sleep"
         running = await (engine() if engine is not None else start_engine(config.engine, may_sleep=may_sleep))
         stack.push_async_callback(running.close)
@@ -98,7 +98,7 @@ async def serving(
         stack.push_async_callback(asyncio.to_thread, request_log.close)
         registry = await _registry(home, store, running, config, stack)
         images = Images(lambda sha256: _blob(store, sha256))
-        runtime = Runtime(home, config, store, tokens, running, registry, request_log, images, app, workers, counters)
+        runtime = Runtime(home, config, store, tokens, running, registry, request_log, images, app, tools, counters)
         await port.open(AgentService(runtime), AdminService(runtime))
         stack.push_async_callback(
             _cancelled, asyncio.create_task(_follow_engine(port, running, counters), name="engine_health")
@@ -148,16 +148,12 @@ def locked(home: Home) -> Iterator[None]:
         yield
 
 
-async def _application(config: Config, stack: AsyncExitStack) -> tuple[App | None, ToolWorkers | None]:
+async def _application(config: Config, stack: AsyncExitStack) -> tuple[App | None, Toolbox]:
     if not config.app:
-        return None, None
-    app = load_app(config.app)
-    if not app.tools:
-        return app, None
-    agent = config.agent
-    workers = await ToolWorkers.start(config.app, agent.num_tool_workers, max_output_chars=agent.max_output_chars)
-    stack.push_async_callback(workers.close)
-    return app, workers
+        return None, Toolbox()
+    app, agent = load_app(config.app), config.agent
+    opening = open_tools(app, config.app, num_workers=agent.num_tool_workers, max_output_chars=agent.max_output_chars)
+    return app, await stack.enter_async_context(opening)
 
 
 async def _registry(home: Home, store: Store, engine: Engine, config: Config, stack: AsyncExitStack) -> AdapterRegistry:

@@ -48,7 +48,7 @@ def commands(group: click.Command, *path: str) -> Iterator[tuple[tuple[str, ...]
 
 
 TREE = dict(commands(nightschool))
-PASSED_THROUGH = {("serve",), ("doctor",), ("learn",), ("train",), ("token",)}
+PASSED_THROUGH = {("serve",), ("doctor",), ("check",), ("learn",), ("train",), ("token",)}
 QUERIES = [
     ("status",), ("models",), ("tasks",), ("pairs",), ("pairs", "list"), ("generate", "hello"), ("run", "hello"),
     ("adapters", "list"), ("adapters", "show", "x"), ("adapters", "promote", "x"), ("adapters", "rollback"),
@@ -60,7 +60,7 @@ QUERIES = [
 
 def test_the_tree_of_commands_is_this() -> None:
     assert {" ".join(path) for path in TREE} == {
-        "serve", "doctor", "learn", "train", "token", "status", "generate", "run", "feedback", "models", "forget",
+        "serve", "doctor", "check", "learn", "train", "token", "status", "generate", "run", "feedback", "models", "forget",
         "tasks", "tasks list",
         "pairs", "pairs list", "pairs export",
         "learner", "learner pause", "learner resume",

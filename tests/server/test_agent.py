@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 from nightschool_server import chat
-from nightschool_server.agent.executors import ClientExecutor, RoutingExecutor, ToolExecutor, WorkerExecutor
+from nightschool_server.agent.executors import ClientExecutor, RoutingExecutor, ToolExecutor
 from nightschool_server.agent.loop import (
     Episode,
     EpisodeResult,
@@ -25,6 +25,7 @@ from nightschool_server.agent.loop import (
     execute,
     run_episode,
 )
+from nightschool_server.agent.toolbox import open_tools
 from nightschool_server.agent.toolcalls import write_call
 from nightschool_server.app import load_app
 from nightschool_server.chat import ToolCall, ToolResult, ToolSpec
@@ -32,7 +33,6 @@ from nightschool_server.engine import Delta, FinishReason, Prompt, Sampling
 from nightschool_server.errors import ContextOverflowError, EngineDeadError, InvalidRequestError
 from nightschool_server.tools.state import ToolState
 from nightschool_server.tools.tool import PRACTICE_EFFECTS
-from nightschool_server.tools.workers import ToolWorkers
 
 from tests.server.leaks import make_fifo, no_leaks, read_pids
 
@@ -79,14 +79,9 @@ class Script:
 
 
 @pytest.fixture
-async def workers() -> AsyncIterator[ToolWorkers]:
-    async with await ToolWorkers.start(APP_REF, 1, max_output_chars=1000) as started:
-        yield started
-
-
-@pytest.fixture
-def executor(workers: ToolWorkers) -> ToolExecutor:
-    return WorkerExecutor(APP, workers)
+async def executor() -> AsyncIterator[ToolExecutor]:
+    async with open_tools(APP, APP_REF, num_workers=1, max_output_chars=1000) as tools:
+        yield tools
 
 
 @pytest.fixture
@@ -258,11 +253,12 @@ async def test_an_engine_that_stops_in_a_step_raises(run: Run, finish_reason: Fi
         await run(Script(["3"], finish_reason))
 
 
-async def test_practice_refuses_external_tools(workers: ToolWorkers, state: ToolState) -> None:
+async def test_practice_refuses_external_tools(executor: ToolExecutor, state: ToolState) -> None:
     call = write_call("send_mail", {"to": "anna"})
-    practice = await execute(call, state, WorkerExecutor(APP, workers, PRACTICE_EFFECTS))
+    async with open_tools(APP, APP_REF, num_workers=1, effects=PRACTICE_EFFECTS) as tools:
+        practice = await execute(call, state, tools)
     assert practice.failure == "refused"
-    live = await execute(call, state, WorkerExecutor(APP, workers))
+    live = await execute(call, state, executor)
     assert (live.failure, live.observations[0].parts[0].content) == ("", "sent to anna")  # type: ignore[union-attr]
 
 
@@ -309,11 +305,10 @@ async def test_client_tools_that_clash_or_have_a_wrong_schema_are_refused(execut
 async def test_many_episodes_at_a_time_leave_nothing(tmp_path: Path) -> None:
     async with no_leaks(tmp_path):
         root = tmp_path / "states"
-        async with await ToolWorkers.start(APP_REF, 2) as workers:
-            actor = WorkerExecutor(APP, workers)
+        async with open_tools(APP, APP_REF) as tools:
             lines = [write_call("put", {"item": "mug"}), write_call("crash", {"how": "exit"}), ADD, "3"]
             episodes = [Episode((chat.user("?"),), ToolState.initial(APP, root)) for _ in range(32)]
-            results = await asyncio.gather(*(run_episode(e, LiveActor(Script(lines), actor)) for e in episodes))
+            results = await asyncio.gather(*(run_episode(e, LiveActor(Script(lines), tools)) for e in episodes))
         assert all((r.outcome, r.answer, r.num_tool_errors) == ("answered", "3", 1) for r in results)
         for result in results:
             result.state.discard()

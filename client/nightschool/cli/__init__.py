@@ -11,14 +11,14 @@ from nightschool.cli.cycles import cycles
 from nightschool.cli.data import forget, pairs, tasks
 from nightschool.cli.learner import learner
 from nightschool.cli.model import feedback, generate, models, run
-from nightschool.cli.processes import doctor, learn, serve, token, train
+from nightschool.cli.processes import check, doctor, learn, serve, token, train
 from nightschool.cli.root import nightschool
 from nightschool.cli.status import status
 
 __all__ = ["main", "nightschool"]
 
 for _command in (
-    serve, doctor, learn, train, token, status, generate, run, feedback, models,
+    serve, doctor, check, learn, train, token, status, generate, run, feedback, models,
     adapters, cycles, learner, tasks, pairs, forget,
 ):  # fmt: skip
     nightschool.add_command(_command)

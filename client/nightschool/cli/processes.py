@@ -1,4 +1,4 @@
-"""`serve`, `doctor`, `learn`, `train` and `token`: this process becomes one of the server's or the learner's.
+"""`serve`, `doctor`, `check`, `learn`, `train` and `token`: this process becomes one of the server's or the learner's.
 
 Arguments are passed through. The client imports neither package: it looks whether the extra is installed and calls
 exec.
@@ -50,6 +50,17 @@ def doctor(target: Target, *, arguments: Sequence[str]) -> None:
     Example: nightschool doctor --model examples/shop/model
     """
     _become("server", "nightschool_server", target, ["doctor", *arguments])
+
+
+@click.command(context_settings=PASS_THROUGH, add_help_option=False)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.pass_obj
+def check(target: Target, *, arguments: Sequence[str]) -> None:
+    """Say what is wrong with an application, and with a model for it, before it serves.
+
+    Example: nightschool check examples.shop.app:app --model examples/shop/model
+    """
+    _become("server", "nightschool_server", target, ["check", *arguments])
 
 
 @click.command(context_settings=PASS_THROUGH, add_help_option=False)

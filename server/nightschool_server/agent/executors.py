@@ -1,4 +1,4 @@
-"""Who runs a tool call: the application's workers, the client at the other end of a stream, or both by name.
+"""Who runs a tool call: the application's toolbox, the client at the other end of a stream, or both by name.
 
 Owns the executor seam, and that arguments are checked before anything runs. Executors never raise because
 of a tool or of what the model wrote: that is an outcome.
@@ -13,13 +13,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from nightschool_server.agent.arguments import arguments_fault, schema_fault
-from nightschool_server.app import App
 from nightschool_server.chat import ToolCall, ToolResult, ToolSpec
 from nightschool_server.errors import InvalidRequestError
 from nightschool_server.tools.call import truncate, unknown_tool
 from nightschool_server.tools.state import ToolState
-from nightschool_server.tools.tool import ALL_EFFECTS, Effect
-from nightschool_server.tools.workers import DEFAULT_MAX_OUTPUT_CHARS, ToolFailure, ToolOutcome, ToolWorkers
+from nightschool_server.tools.workers import DEFAULT_MAX_OUTPUT_CHARS, ToolFailure, ToolOutcome
 
 DEFAULT_CLIENT_TIMEOUT_S = 60.0
 
@@ -38,31 +36,6 @@ class ToolExecutor(Protocol):
     async def run(self, call: ToolCall, state: ToolState) -> ToolOutcome:
         """Check and run one call on `state`. An error is an outcome; only cancellation raises."""
         ...
-
-
-class WorkerExecutor:
-    """The application's own tools, in its worker processes."""
-
-    def __init__(self, app: App, workers: ToolWorkers, effects: frozenset[Effect] = ALL_EFFECTS) -> None:
-        """`effects` is what may be run: practice gives `tools.PRACTICE_EFFECTS`."""
-        self._app = app
-        self._workers = workers
-        self._effects = effects
-
-    @property
-    def tools(self) -> tuple[ToolSpec, ...]:
-        return self._app.specs
-
-    async def run(self, call: ToolCall, state: ToolState) -> ToolOutcome:
-        tool = self._app.tool(call.name)
-        if tool is None:
-            return _unknown(call, self.tools, state)
-        arguments = json.loads(call.arguments)
-        if fault := arguments_fault(tool.spec.parameters, arguments, closed=True):
-            return _failed("schema", fault, state)
-        if tool.effect not in self._effects:
-            return _failed("refused", f"tool {call.name!r} has {tool.effect} effects and is not run in practice", state)
-        return await self._workers.run(call.name, arguments, state, self._app.timeout_s(tool))
 
 
 class ClientExecutor:
@@ -94,9 +67,9 @@ class ClientExecutor:
     async def run(self, call: ToolCall, state: ToolState) -> ToolOutcome:
         spec = self._tools.get(call.name)
         if spec is None:
-            return _unknown(call, self.tools, state)
+            return unknown(call, self.tools, state)
         if fault := arguments_fault(spec.parameters, json.loads(call.arguments)):
-            return _failed("schema", fault, state)
+            return failed("schema", fault, state)
         started = time.perf_counter()
         try:
             async with asyncio.timeout(self._timeout_s) as deadline:
@@ -105,7 +78,7 @@ class ClientExecutor:
             if not deadline.expired():
                 raise
             fault = f"the client did not answer within {self._timeout_s:g} s"
-            return _failed("timeout", fault, state, time.perf_counter() - started)
+            return failed("timeout", fault, state, time.perf_counter() - started)
         content = truncate(result.content, self._max_output_chars)
         failure: ToolFailure = "execution" if result.is_error else ""
         return ToolOutcome(content, result.is_error, failure, state, time.perf_counter() - started)
@@ -123,7 +96,7 @@ class RoutingExecutor:
 
     async def run(self, call: ToolCall, state: ToolState) -> ToolOutcome:
         executor = self._by_name.get(call.name)
-        return _unknown(call, self.tools, state) if executor is None else await executor.run(call, state)
+        return unknown(call, self.tools, state) if executor is None else await executor.run(call, state)
 
 
 def _places(application: ToolExecutor, client: ToolExecutor) -> tuple[tuple[str, ToolExecutor], ...]:
@@ -139,9 +112,11 @@ def _check_names(named: Sequence[tuple[str, ToolSpec]]) -> None:
         seen[spec.name] = where
 
 
-def _unknown(call: ToolCall, tools: Sequence[ToolSpec], state: ToolState) -> ToolOutcome:
-    return _failed("unknown_tool", unknown_tool(call.name, [spec.name for spec in tools]), state)
+def unknown(call: ToolCall, tools: Sequence[ToolSpec], state: ToolState) -> ToolOutcome:
+    """The outcome of a call of a name that no tool has."""
+    return failed("unknown_tool", unknown_tool(call.name, [spec.name for spec in tools]), state)
 
 
-def _failed(failure: ToolFailure, fault: str, state: ToolState, duration_s: float = 0.0) -> ToolOutcome:
+def failed(failure: ToolFailure, fault: str, state: ToolState, duration_s: float = 0.0) -> ToolOutcome:
+    """The outcome of a call that went wrong: `fault` is what the model is told."""
     return ToolOutcome(f"error: {fault}", True, failure, state, duration_s)

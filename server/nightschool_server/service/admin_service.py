@@ -156,8 +156,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         self, request: admin_pb2.ExportPairsRequest, context: Context
     ) -> AsyncIterator[admin_pb2.ExportPairsResponse]:
         """JSON lines in TRL's conversational preference format, in chunks that end with a line."""
-        app = self._runtime.app
-        tools = action_format(self._runtime.config.agent).shown(app.specs if app else ())
+        tools = action_format(self._runtime.config.agent).shown(self._runtime.tools.tools)
         lines = admin_records.export_pairs(self._runtime.store, request.cycle_id, tools)
         while chunk := await asyncio.to_thread(_next_chunk, lines):
             yield admin_pb2.ExportPairsResponse(chunk=chunk)

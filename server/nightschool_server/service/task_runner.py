@@ -21,7 +21,7 @@ from nightschool_proto.v1 import agent_pb2
 from nightschool_server import chat
 from nightschool_server.agent import episode
 from nightschool_server.agent import loop as agent
-from nightschool_server.agent.executors import ClientExecutor, RoutingExecutor, ToolExecutor, WorkerExecutor
+from nightschool_server.agent.executors import ClientExecutor, RoutingExecutor, ToolExecutor
 from nightschool_server.agent.formats import action_format
 from nightschool_server.app import App
 from nightschool_server.auth import Caller
@@ -197,11 +197,10 @@ class TaskRunner:
 
     def _executor(self, call: wire.ModelCall, client: ClientTools) -> ToolExecutor:
         runtime = self._runtime
+        if not call.tools:
+            return runtime.tools
         theirs = ClientExecutor(call.tools, client.ask, max_output_chars=runtime.config.agent.max_output_chars)
-        if runtime.app is None or runtime.workers is None:
-            return theirs
-        ours = WorkerExecutor(runtime.app, runtime.workers)
-        return RoutingExecutor(ours, theirs) if call.tools else ours
+        return RoutingExecutor(runtime.tools, theirs)
 
     @contextmanager
     def _workspace(self, response_id: str) -> Iterator[Path]:
