@@ -28,7 +28,6 @@ from nightschool_server.engine import Sampling
 from nightschool_server.errors import AppError, ContextOverflowError
 from nightschool_server.evaluation_set import EvaluationSet
 from nightschool_server.tools.state import ToolState
-from nightschool_server.tools.tool import PRACTICE_EFFECTS
 
 from nightschool_learner import records
 from nightschool_learner.evaluation_records import TaskResult, insert_results, results_of
@@ -71,9 +70,7 @@ class EvaluateStage:
             return None
         config = cycle.config.evaluate
         with tempfile.TemporaryDirectory(prefix="evaluate-", dir=cycle.folder) as root:
-            opening = open_tools(
-                cycle.app, cycle.app_ref, num_workers=config.num_tool_workers, effects=PRACTICE_EFFECTS
-            )
+            opening = open_tools(cycle.app, cycle.app_ref, num_workers=config.num_tool_workers, purpose="practice")
             async with opening as tools:
                 examiner = Examiner(cycle, config, tools, Path(root))
 
@@ -168,7 +165,8 @@ class Examiner:
             self.cycle.agent.max_malformed_steps,
         )
         written = action_format(self.cycle.agent)
-        messages = (chat.system(app.system_prompt), chat.user(task.prompt, list(images)))
+        head = (chat.system(app.system_prompt), chat.user(task.prompt, list(images)))
+        messages = written.begin(head, self.executor.tools)
         sampler = AdapterSampler(PracticeSampler(self.cycle), adapter)
         actor = LiveActor(sampler, self.executor, Sampling(temperature=0.0), action_format=written)
         try:

@@ -126,7 +126,7 @@ class PairsStage:
         )
         anchors = select_anchors(
             practice_records.agreed_steps(cycle.store, cycle.id),
-            round(config.anchors_per_pair * len(selection.pairs)),
+            max(config.min_anchors, round(config.anchors_per_pair * len(selection.pairs))),
             min_probability=config.min_anchor_probability,
             seed=cycle.seed,
             action_format=written,

@@ -153,7 +153,7 @@ class PracticeActor:
             fork,
             self._practice.executor,
             finish_reason="length" if cut else "stop",
-            max_calls=episode.limits.max_calls,
+            limits=episode.limits_left,
             action_format=self._practice.action_format,
         )
 
