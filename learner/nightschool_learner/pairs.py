@@ -122,7 +122,7 @@ class PairsStage:
         )
         anchors = select_anchors(
             practice_records.agreed_steps(cycle.store, cycle.id),
-            round(config.anchors_per_pair * len(selection.pairs)),
+            max(config.min_anchors, round(config.anchors_per_pair * len(selection.pairs))),
             config.min_anchor_probability,
             cycle.seed,
         )

@@ -135,6 +135,8 @@ class PairsConfig(_Section):
     """Of pairs in which the rejected candidate failed: they teach format more than judgement."""
     anchors_per_pair: Annotated[float, Field(ge=0, le=16)] = 1.0
     """Steps on which all candidates agreed, for each pair; training holds their likelihood. 0: none."""
+    min_anchors: Annotated[int, Field(ge=0)] = 0
+    """At least so many, where there are that many such steps: few pairs leave as much to hold as many."""
     min_anchor_probability: Annotated[float, Field(ge=0, le=1)] = 0.9
     """Of such a step's whole answer, untempered: an error on which all agreed by chance is not held fast."""
 
