@@ -74,7 +74,7 @@ def test_its_settings_are_read_and_its_commands_are_commands(starter: Path) -> N
     assert set(named) == {"check", "serve", "status", "cycles"} <= set(nightschool.commands)
 
 
-def test_the_check_finds_no_fault_and_a_client_gets_an_answer(starter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_check_finds_no_fault_and_a_client_gets_an_answer(starter: Path) -> None:
     main = "from nightschool.cli import main; main()"
     checked = run(starter, sys.executable, "-c", main, "check", "app:app", "--model", str(SHOP_MODEL))
     assert checked.returncode == 0, checked.stdout + checked.stderr
@@ -82,4 +82,4 @@ def test_the_check_finds_no_fault_and_a_client_gets_an_answer(starter: Path, mon
     with ServerProcess(starter / "home", "--app", "app:app", "--no-learner", folder=starter):
         asked = run(starter, sys.executable, "client.py")
     assert asked.returncode == 0, asked.stderr
-    assert asked.stdout == 'calls price {"item": "plain mug"}\ngets 9\nbase says 9\n'
+    assert asked.stdout == "calls price {'item': 'plain mug'}\ngets 9\nbase says 9\n"

@@ -9,7 +9,7 @@ import sys
 
 from nightschool import Client, ToolCalled, ToolReturned
 
-QUESTION = "What does the plain mug cost?"
+QUESTION = "How much is the plain mug?"
 HOURS = {"saturday": "10 to 14", "sunday": "closed"}
 
 
