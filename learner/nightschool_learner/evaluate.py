@@ -130,7 +130,8 @@ class Results:
             for adapter, solved in self._solved.items()
             if solved
         )
-        self.progress.advance(1, tool_errors=result.num_tool_errors, completion_tokens=result.completion_tokens)
+        counts = {"tool_errors": result.num_tool_errors, "completion_tokens": result.completion_tokens}
+        self.progress.advance(1, **counts, **({"simulated": result.num_simulated} if result.num_simulated else {}))
         if len(self._pending) >= BATCH:
             await self.flush()
 
@@ -179,6 +180,7 @@ def judge(task: EvaluationTask, result: EpisodeResult) -> TaskResult:
         num_steps=result.num_steps,
         num_tool_errors=result.num_tool_errors,
         completion_tokens=result.usage.completion_tokens,
+        num_simulated=result.num_simulated,
     )
 
 

@@ -100,7 +100,7 @@ def test_tools_that_work_less_well_than_they_could_are_told_with_their_place(che
     assert code == 0
     assert found["tools", "price"] == ["no: read_only, but the docstring's Args: does not describe item (app.py:3)"]
     assert found["tools", "send"][0].startswith("no: external: practice never runs it")
-    assert found["tools", "call"] == ["ok: external, in practice its simulator answers (app.py:15)"]
+    assert found["tools", "call"] == ["ok: external, simulated in practice (app.py:15)"]
     assert "app.py:7" in found["tools", "send"][0]
     assert found["app", "prompt"][0].startswith("no: system_prompt is empty")
     assert found["evaluation", ""][0].startswith("no: none: nothing is ever promoted")
