@@ -27,7 +27,6 @@ from nightschool_server.engine import Sampling
 from nightschool_server.errors import AppError, ContextOverflowError
 from nightschool_server.evaluation_set import EvaluationSet
 from nightschool_server.tools.state import ToolState
-from nightschool_server.tools.tool import PRACTICE_EFFECTS
 
 from nightschool_learner import records
 from nightschool_learner.evaluation_records import TaskResult, insert_results, results_of
@@ -70,9 +69,7 @@ class EvaluateStage:
             return None
         config = cycle.config.evaluate
         with tempfile.TemporaryDirectory(prefix="evaluate-", dir=cycle.folder) as root:
-            opening = open_tools(
-                cycle.app, cycle.app_ref, num_workers=config.num_tool_workers, effects=PRACTICE_EFFECTS
-            )
+            opening = open_tools(cycle.app, cycle.app_ref, num_workers=config.num_tool_workers, purpose="practice")
             async with opening as tools:
                 examiner = Examiner(cycle, config, tools, Path(root))
 

@@ -150,7 +150,7 @@ class PracticeActor:
             fork,
             self._practice.executor,
             finish_reason="length" if cut else "stop",
-            max_calls=episode.limits.max_calls,
+            limits=episode.limits_left,
         )
 
     async def _pick(self, episode: Episode, step: StepRow, candidates: Sequence[CandidateRow]) -> int:

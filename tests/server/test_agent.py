@@ -32,7 +32,6 @@ from nightschool_server.chat import ToolCall, ToolResult, ToolSpec
 from nightschool_server.engine import Delta, FinishReason, Prompt, Sampling
 from nightschool_server.errors import ContextOverflowError, EngineDeadError, InvalidRequestError
 from nightschool_server.tools.state import ToolState
-from nightschool_server.tools.tool import PRACTICE_EFFECTS
 
 from tests.server.leaks import make_fifo, no_leaks, read_pids
 
@@ -255,7 +254,7 @@ async def test_an_engine_that_stops_in_a_step_raises(run: Run, finish_reason: Fi
 
 async def test_practice_refuses_external_tools(executor: ToolExecutor, state: ToolState) -> None:
     call = write_call("send_mail", {"to": "anna"})
-    async with open_tools(APP, APP_REF, num_workers=1, effects=PRACTICE_EFFECTS) as tools:
+    async with open_tools(APP, APP_REF, num_workers=1, purpose="practice") as tools:
         practice = await execute(call, state, tools)
     assert practice.failure == "refused"
     live = await execute(call, state, executor)

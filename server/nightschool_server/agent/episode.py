@@ -33,6 +33,13 @@ class Limits:
     """So many in a row that call nothing readable and answer nothing end the episode."""
     max_calls: int = 16
     """Tool calls in one step."""
+    max_parallel_calls: int = 4
+    """Calls of one step that run side by side, where they are read_only."""
+    max_tool_s: float = 120.0
+    """What all tool calls may take together."""
+
+
+DEFAULT_LIMITS = Limits()
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,8 @@ class Execution:
     state: ToolState
     images: Mapping[str, bytes] = field(default_factory=dict)
     """That its tools gave back, by sha256."""
+    tool_s: float = 0.0
+    """What its calls took, added up."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +134,12 @@ class Episode:
     def num_step_tokens(self) -> int:
         """How many tokens the next step may have."""
         return min(self.limits.max_step_tokens, self.limits.max_tokens - self.usage.completion_tokens)
+
+    @property
+    def limits_left(self) -> Limits:
+        """What the next step may use up of the limits on tools."""
+        used_s = sum(step.execution.tool_s for step in self.steps)
+        return replace(self.limits, max_tool_s=self.limits.max_tool_s - used_s)
 
     def after(self, step: Step) -> Episode:
         """The episode that continues from `step`."""

@@ -8,21 +8,23 @@ call is checked against its schema and its effect before anything runs.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nightschool_server.agent.arguments import arguments_fault
 from nightschool_server.agent.executors import failed, unknown
 from nightschool_server.app import App
 from nightschool_server.chat import ToolCall, ToolSpec
+from nightschool_server.tools.effects import Effect, Purpose, conduct_of, refusal
 from nightschool_server.tools.state import ToolState
-from nightschool_server.tools.tool import ALL_EFFECTS, Effect, Tool
+from nightschool_server.tools.tool import Tool
 from nightschool_server.tools.workers import DEFAULT_MAX_OUTPUT_CHARS, ToolOutcome, ToolWorkers
 
-RunCall = Callable[[dict[str, Any], ToolState], Awaitable[ToolOutcome]]
-"""Runs a tool with checked arguments; an error is an outcome, only cancellation raises."""
+RunCall = Callable[[dict[str, Any], ToolState, float], Awaitable[ToolOutcome]]
+"""Runs a tool with checked arguments for at most so many seconds; an error is an outcome, only cancellation raises."""
 
 
 @dataclass(frozen=True)
@@ -33,28 +35,41 @@ class OpenTool:
     effect: Effect
     closed: bool
     """Whether arguments that the schema does not name are refused, where it does not say itself."""
+    timeout_s: float
+    """What one call may take."""
     run: RunCall
+    simulate: RunCall | None = None
+    """Answers in practice in place of an external tool."""
 
 
 class Toolbox:
     """The tools of an application, open. A `ToolExecutor`."""
 
-    def __init__(self, tools: Sequence[OpenTool] = (), effects: frozenset[Effect] = ALL_EFFECTS) -> None:
-        """`effects` is what may be run: practice gives `tools.PRACTICE_EFFECTS`."""
+    def __init__(self, tools: Sequence[OpenTool] = (), purpose: Purpose = "live") -> None:
         self._tools = {tool.spec.name: tool for tool in tools}
-        self._effects = effects
+        self._purpose = purpose
         self.tools: tuple[ToolSpec, ...] = tuple(tool.spec for tool in tools)
 
-    async def run(self, call: ToolCall, state: ToolState) -> ToolOutcome:
+    def is_read_only(self, name: str) -> bool:
+        tool = self._tools.get(name)
+        return tool is not None and tool.effect == "read_only"
+
+    async def run(self, call: ToolCall, state: ToolState, *, max_s: float = math.inf) -> ToolOutcome:
         tool = self._tools.get(call.name)
         if tool is None:
             return unknown(call, self.tools, state)
         arguments = json.loads(call.arguments)
         if fault := arguments_fault(tool.spec.parameters, arguments, closed=tool.closed):
             return failed("schema", fault, state)
-        if tool.effect not in self._effects:
-            return failed("refused", f"tool {call.name!r} has {tool.effect} effects and is not run in practice", state)
-        return await tool.run(arguments, state)
+        timeout_s = min(tool.timeout_s, max_s)
+        match conduct_of(tool.effect, self._purpose, can_simulate=tool.simulate is not None):
+            case "refuse":
+                return failed("refused", refusal(call.name, tool.effect), state)
+            case "simulate":
+                assert tool.simulate is not None
+                return replace(await tool.simulate(arguments, state, timeout_s), simulated=True)
+            case "run":
+                return await tool.run(arguments, state, timeout_s)
 
 
 @asynccontextmanager
@@ -64,7 +79,7 @@ async def open_tools(
     *,
     num_workers: int = 2,
     max_output_chars: int = DEFAULT_MAX_OUTPUT_CHARS,
-    effects: frozenset[Effect] = ALL_EFFECTS,
+    purpose: Purpose = "live",
 ) -> AsyncIterator[Toolbox]:
     """The tools of `app`, which `app_ref` names for its workers, for as long as the block runs. Raises AppError.
 
@@ -76,11 +91,14 @@ async def open_tools(
             started = await ToolWorkers.start(app_ref, num_workers, max_output_chars=max_output_chars)
             workers = await stack.enter_async_context(started)
             tools += [_python_tool(tool, app.timeout_s(tool), workers) for tool in app.tools]
-        yield Toolbox(tools, effects)
+        yield Toolbox(tools, purpose)
 
 
 def _python_tool(tool: Tool, timeout_s: float, workers: ToolWorkers) -> OpenTool:
-    async def run(arguments: dict[str, Any], state: ToolState) -> ToolOutcome:
-        return await workers.run(tool.spec.name, arguments, state, timeout_s)
+    async def run(arguments: dict[str, Any], state: ToolState, max_s: float) -> ToolOutcome:
+        return await workers.run(tool.spec.name, arguments, state, max_s)
 
-    return OpenTool(tool.spec, tool.effect, True, run)
+    async def simulate(arguments: dict[str, Any], state: ToolState, max_s: float) -> ToolOutcome:
+        return await workers.run(tool.spec.name, arguments, state, max_s, simulate=True)
+
+    return OpenTool(tool.spec, tool.effect, True, timeout_s, run, simulate if tool.simulate else None)
