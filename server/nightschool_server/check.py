@@ -70,8 +70,10 @@ def _tool(tool: Tool) -> Finding:
         return Finding("tools", spec.name, "fault", f"its schema is wrong: {fault} ({where})")
     if fault := strict_fault(spec):
         return Finding("tools", spec.name, "fault", f"{fault} ({where})")
-    about = f"{tool.effect}{', strict' if spec.strict else ''}"
-    if conduct_of(tool.effect, "practice", can_simulate=tool.simulate is not None) == "refuse":
+    in_practice = conduct_of(tool.effect, "practice", can_simulate=tool.simulate is not None)
+    about = f"{tool.effect}{', simulated in practice' if in_practice == 'simulate' else ''}"
+    about += ", strict" if spec.strict else ""
+    if in_practice == "refuse":
         remedy = "give it a simulator, or declare a smaller effect if it has one"
         return Finding("tools", spec.name, "no", f"{about}: practice never runs it: {remedy} ({where})")
     undescribed = [name for name, schema in spec.schema["properties"].items() if "description" not in schema]

@@ -155,6 +155,8 @@ class AgentConfig(_Section):
     """Model calls of one task."""
     max_tokens: Positive = 256
     """Of one step."""
+    max_malformed_steps: Positive = 3
+    """So many in a row that cannot be read end a task."""
     max_task_tokens: Positive = 4096
     """Of all steps of one task."""
     max_task_s: Seconds = 120.0

@@ -22,6 +22,7 @@ from nightschool_server import chat
 from nightschool_server.agent import episode
 from nightschool_server.agent import loop as agent
 from nightschool_server.agent.executors import ClientExecutor, RoutingExecutor, ToolExecutor
+from nightschool_server.agent.formats import action_format
 from nightschool_server.app import App
 from nightschool_server.auth import Caller
 from nightschool_server.engine import Delta, Sampling
@@ -175,21 +176,23 @@ class TaskRunner:
                 case episode.StepFinished():
                     pass
 
+        executor, written = self._executor(call, client), action_format(config)
         start = episode.Episode(
-            messages=with_system_prompt(runtime.app, call.messages),
+            messages=written.begin(with_system_prompt(runtime.app, call.messages), executor.tools),
             state=initial_state(runtime.app, root),
             limits=episode.Limits(
                 max_steps=call.max_steps or self._max_steps,
                 max_step_tokens=call.sampling.max_tokens,
                 max_tokens=config.max_task_tokens,
                 max_time_s=config.max_task_s,
+                max_malformed_steps=config.max_malformed_steps,
             ),
             images=images,
         )
         sampler = agent.EngineSampler(
             runtime.engine, served.response_id, adapter=served.adapter, priority=call.priority
         )
-        actor = agent.LiveActor(sampler, self._executor(call, client), call.sampling, on_event)
+        actor = agent.LiveActor(sampler, executor, call.sampling, on_event, action_format=written)
         await agent.run_episode(start, actor, on_event)
 
     def _executor(self, call: wire.ModelCall, client: ClientTools) -> ToolExecutor:
