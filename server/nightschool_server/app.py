@@ -29,11 +29,12 @@ from typing import Any
 from nightschool_server.chat import ToolSpec
 from nightschool_server.errors import AppError
 from nightschool_server.evaluation_set import EvaluationSet, EvaluationTask, is_correct, read_evaluation
+from nightschool_server.tools.content import ToolFile, ToolImage
 from nightschool_server.tools.effects import Effect
 from nightschool_server.tools.tool import Tool, ToolContext, tool
 
 __all__ = [
-    "App", "AppError", "Effect", "EvaluationSet", "EvaluationTask", "Tool", "ToolContext",
+    "App", "AppError", "Effect", "EvaluationSet", "EvaluationTask", "Tool", "ToolContext", "ToolFile", "ToolImage",
     "is_correct", "load_app", "load_evaluation", "tool",
 ]  # fmt: skip
 

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Protocol
 
-from nightschool_server.agent.calls import OnEvent, StepCalls, observe
+from nightschool_server.agent.calls import OnEvent, StepCalls, observe, result_of
 from nightschool_server.agent.episode import (
     DEFAULT_LIMITS,
     Episode,
@@ -50,7 +50,7 @@ from nightschool_server.tools.state import ToolState
 __all__ = [
     "Actor", "EngineSampler", "Episode", "EpisodeResult", "Event", "Execution", "Failure", "Finished", "Limits",
     "LiveActor", "OnEvent", "Outcome", "Sampler", "Step", "StepFinished", "TextDelta", "ToolFinished", "ToolStarted",
-    "Usage", "execute", "ignore", "observe", "run_episode",
+    "Usage", "execute", "ignore", "observe", "result_of", "run_episode",
 ]  # fmt: skip
 
 

@@ -169,6 +169,17 @@ class AgentConfig(_Section):
     """Processes that run tools."""
     max_output_chars: Positive = 4000
     """A tool's output is cut to this."""
+    max_files: Annotated[int, Field(ge=0)] = 16
+    """Files that one task may bring, and that one call of a tool may give back."""
+    max_file_bytes: Positive = 256 * MIB
+    """A larger file is refused, bytes; also one that a tool gives back."""
+    max_files_bytes: Positive = 512 * MIB
+    """Of all files that one task brings, bytes."""
+    keep_uploads_s: Seconds = 86_400.0
+    """An upload, and a file that a tool gave back, can be named and fetched for so long, seconds; those that a logged
+    request names stay as long as its row."""
+    max_held_bytes: Positive = 4096 * MIB
+    """Of all that one caller has uploaded in that time, bytes."""
 
 
 def is_loopback(host: str) -> bool:

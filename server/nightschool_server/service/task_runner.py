@@ -130,7 +130,10 @@ class TaskRunner:
     ) -> AsyncGenerator[list[Item], None]:
         """What happens in the episode, its result last; each batch is what has come since the one before."""
         queue: asyncio.Queue[Item | None] = asyncio.Queue()
-        client = ClientTools(queue.put_nowait)
+        keep = self._recorder.policy_of(served.call) != "no_log"
+        client = ClientTools(
+            queue.put_nowait, lambda parts: self._runtime.images.bytes_of(parts, keep=keep), self._runtime.image_limits
+        )
         with self._workspace(served.response_id) as root:
             running = asyncio.create_task(self._run_episode(served, images, client, root, queue.put_nowait))
             listening = asyncio.create_task(client.listen(requests))
@@ -169,8 +172,7 @@ class TaskRunner:
                     put(Response(tool_call=tool_call_to_proto(client.begin(started))))
                 case episode.ToolFinished(ended, outcome):
                     sent = client.on_wire(ended)
-                    result = chat.ToolResult(sent.id, sent.name, outcome.content, outcome.is_error)
-                    put(Response(tool_result=tool_result_to_proto(result)))
+                    put(Response(tool_result=tool_result_to_proto(agent.result_of(sent, outcome))))
                 case episode.Finished(result_):
                     put(result_)
                 case episode.StepFinished():
