@@ -7,8 +7,8 @@
     qwen3_coder  <tool_call><function=price><parameter=item>mug</parameter>...             Qwen 3 Coder and 3.5
 
 Owns which form a chat template asks for. The JSON forms are read by `toolcalls.py`'s own reader: it knows where a JSON
-value ends, and says what is wrong with one, where the engines' libraries cut at marks and take what they cannot read for
-the answer. The form in XML is transformers' (`chat_parsing`), which casts its values by the tools' schemas.
+value ends, and says what is wrong with one, where the engines' libraries cut at marks and take what they cannot read
+for the answer. The form in XML is transformers' (`chat_parsing`), which casts its values by the tools' schemas.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from nightschool_server.agent.toolcalls import (
     checked_call,
     parse_answer,
     read_json,
+    write_call,
 )
 from nightschool_server.chat import ToolCall, ToolSpec, template_tools
 
@@ -52,10 +53,10 @@ class CallForm:
     hint: str
     """How to write a call, said behind what is wrong with one."""
     read: Read
+    write: Callable[[str, dict[str, Any]], str]
+    """A call as the model would write it, from its name and arguments."""
     special_tokens: bool = False
     """Whether its marks are special tokens of the model, which the engine must leave in an answer's text."""
-    calls_as_parts: bool = False
-    """Whether the chat template must be given calls as parts: it counts turns, and writes the marks itself."""
     can_be_guided: bool = False
     """Whether answers can be held to a tool's schema; see `engines/guidance.py`."""
 
@@ -69,7 +70,7 @@ def _bounded(read: Callable[[str, Sequence[ToolSpec]], ParsedAnswer], limit: int
         try:
             return read(answer, tools)
         except ValueError as error:
-            return ParsedAnswer(answer.strip(), (), str(error))
+            return ParsedAnswer(answer.strip(), (), str(error), as_parts=_MISTRAL_MARK in answer)
 
     return bounded
 
@@ -105,7 +106,8 @@ def _mistral(answer: str, tools: Sequence[ToolSpec]) -> ParsedAnswer:
         if rest[end:].strip() and not rest[end:].lstrip().startswith(_MISTRAL_MARK):
             raise ValueError("tool call goes on behind its JSON")
         _, mark, rest = rest[end:].partition(_MISTRAL_MARK)
-    return ParsedAnswer(text.strip(), tuple(calls), None)
+    # Mistral's templates count turns by their calls, and write the marks themselves.
+    return ParsedAnswer(text.strip(), tuple(calls), None, as_parts=True)
 
 
 def _mistral_id(number: int) -> str:
@@ -164,7 +166,7 @@ _XML_TEMPLATE = {
             },
             "transform": {"type": "function", "function": {"name": "{name}", "arguments": "{content}"}},
         },
-        "text": {"content": "text", "join": ""},
+        "text": {"content": "text", "repeats": True},
     },
 }
 """transformers' own response template of Qwen 3.5 without what it says of turns, which an engine cuts off."""
@@ -184,13 +186,20 @@ def _qwen3_coder(answer: str, tools: Sequence[ToolSpec]) -> ParsedAnswer:
     if len(calls) != answer.count(OPEN) or answer.count(OPEN) != answer.count(CLOSE):
         raise ValueError(f"{OPEN} must hold <function=NAME>...</function> and end with {CLOSE}")
     read = [checked_call(call["function"], f"call_{number}") for number, call in enumerate(calls)]
-    return ParsedAnswer(found.get("text", "").strip(), tuple(read), None)
+    return ParsedAnswer("\n".join(found.get("text", [])).strip(), tuple(read), None)
+
+
+def _write_qwen3_coder(name: str, arguments: dict[str, Any]) -> str:
+    shown = {key: value if isinstance(value, str) else json.dumps(value) for key, value in arguments.items()}
+    lines = "".join(f"<parameter={key}>\n{value}\n</parameter>\n" for key, value in shown.items())
+    return f"{OPEN}\n<function={name}>\n{lines}</function>\n{CLOSE}"
 
 
 HERMES = CallForm(
     "hermes",
     f'write a call as {OPEN}{{"name": "...", "arguments": {{...}}}}{CLOSE}, or answer without one',
     lambda answer, tools: parse_answer(answer),
+    write_call,
     can_be_guided=True,
 )
 
@@ -202,28 +211,42 @@ FORMS = {
             "llama3_json",
             'write a call as {"name": "...", "parameters": {...}} and nothing else, or answer without one',
             _bounded(_llama3_json),
+            lambda name, arguments: json.dumps({"name": name, "parameters": arguments}, ensure_ascii=False),
         ),
         CallForm(
             "mistral",
             f'write calls as {_MISTRAL_MARK} [{{"name": "...", "arguments": {{...}}}}], or answer without one',
             _bounded(_mistral),
+            lambda name, arguments: f"{_MISTRAL_MARK}{name}[ARGS]{json.dumps(arguments, ensure_ascii=False)}",
             special_tokens=True,
-            calls_as_parts=True,
         ),
         CallForm(
             "pythonic",
             'write calls as [name(argument="...")] and nothing else, or answer without one',
             _bounded(_pythonic, MAX_LIBRARY_CHARS),
+            lambda name, arguments: f"[{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})]",
         ),
         CallForm(
             "qwen3_coder",
             f"write a call as {OPEN}<function=NAME><parameter=ARGUMENT>...</parameter></function>{CLOSE}, "
             "or answer without one",
             _bounded(_qwen3_coder, MAX_LIBRARY_CHARS),
+            _write_qwen3_coder,
         ),
     )
 }
 """By name. `pythonic` is never guessed: its templates look like many others."""
+
+
+def strict_fault(form: CallForm, tools: Sequence[ToolSpec]) -> str | None:
+    """Why these tools cannot be offered in this form, with the remedy, or None."""
+    strict = next((tool.name for tool in tools if tool.strict), None)
+    if strict is None or form.can_be_guided:
+        return None
+    return (
+        f"tool {strict!r} is strict, but calls are written as {form.name} (agent.tool_call_format), and only calls as "
+        "hermes can be guided: drop strict, or serve a model whose chat template writes hermes"
+    )
 
 
 def form_of_template(template: str) -> CallForm:

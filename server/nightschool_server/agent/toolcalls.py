@@ -4,8 +4,9 @@
     {"name": "price", "arguments": {"item": "mug"}}
     </tool_call>
 
-Owns parsing and its inverse; other families' forms are `call_forms.py`. Checking arguments against a schema is the agent runtime's. Whatever a model
-writes is bounded, never executed, and comes out as text that UTF-8, protobuf and SQLite take.
+Owns parsing and its inverse; other families' forms are `call_forms.py`. Checking arguments against a schema is the
+agent runtime's. Whatever a model writes is bounded, never executed, and comes out as text that UTF-8, protobuf and
+SQLite take.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ class ParsedAnswer:
     """In their order; equal calls are kept, each with an id of its own."""
     error: str | None
     """Why the markup could not be read; then `calls` holds only those before the fault."""
+    as_parts: bool = False
+    """Whether the conversation keeps text and calls as parts, which the chat template writes, instead of the answer."""
 
 
 def parse_answer(answer: str) -> ParsedAnswer:
