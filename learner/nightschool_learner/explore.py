@@ -15,12 +15,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from nightschool_server.agent.episode import Episode, Limits
+from nightschool_server.agent.episode import Episode
+from nightschool_server.agent.limits import call_limits, episode_limits
 from nightschool_server.agent.loop import run_episode
 from nightschool_server.agent.toolbox import open_tools
-from nightschool_server.app import App
 from nightschool_server.chat import system, user
-from nightschool_server.config.practice import ExploreConfig
 from nightschool_server.errors import InvalidRequestError
 from nightschool_server.ids import new_id
 from nightschool_server.store.store import Store
@@ -66,7 +65,8 @@ class ExploreStage:
         workspaces = cycle.folder / "workspaces"
         shutil.rmtree(workspaces, ignore_errors=True)
         num_workers = cycle.config.explore.num_tool_workers
-        opening = open_tools(cycle.app, cycle.app_ref, num_workers=num_workers, purpose="practice")
+        limits = call_limits(cycle.agent)
+        opening = open_tools(cycle.app, cycle.app_ref, num_workers=num_workers, limits=limits, purpose="practice")
         async with Writer(cycle.store) as writer, opening as tools:
             sampler = self.make_sampler(cycle)
             practice = Practice(
@@ -130,7 +130,7 @@ async def _rollout(practice: Practice, cycle: Cycle, task: TaskRow, known: Rollo
     root = workspaces / rollout.id
     state, outcome, answer = "done", "", ""
     try:
-        episode = first_episode(cycle.app, task, root, practice.config)
+        episode = first_episode(cycle, task, root)
         result = await run_episode(episode, PracticeActor(practice, task, rollout.id))
         outcome, answer = result.outcome, result.answer
     except RefusedPickError:
@@ -143,10 +143,12 @@ async def _rollout(practice: Practice, cycle: Cycle, task: TaskRow, known: Rollo
     practice.explored.advance(1, **{outcome: 1})
 
 
-def first_episode(app: App, task: TaskRow, root: Path, config: ExploreConfig) -> Episode:
+def first_episode(cycle: Cycle, task: TaskRow, root: Path) -> Episode:
     """The episode in which a task begins, as a live one would."""
+    app, config = cycle.app, cycle.config.explore
     head = (system(app.system_prompt),) if app.system_prompt else ()
-    limits = Limits(
+    limits = episode_limits(
+        cycle.agent,
         max_steps=config.max_steps or app.max_steps,
         max_step_tokens=config.max_tokens,
         max_tokens=config.max_tokens * (config.max_steps or app.max_steps),

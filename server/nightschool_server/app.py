@@ -51,8 +51,8 @@ class App:
     initial_state: Mapping[str, Any] = field(default_factory=dict)
     """What `ToolContext.state` holds when a task begins; JSON values."""
     max_steps: int = 8
-    tool_timeout_s: float = 30.0
-    """Of tools that do not say themselves."""
+    tool_timeout_s: float | None = None
+    """Of tools that do not say themselves. None takes the server's `agent.tool_timeout_s`."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tools", tuple(self.tools))
@@ -60,7 +60,7 @@ class App:
             raise AppError("App(name=...) is empty: give the application a name")
         if not 1 <= self.max_steps <= 100:
             raise AppError(f"app {self.name!r}: max_steps is {self.max_steps}; it must be 1 to 100")
-        if not 0 < self.tool_timeout_s <= 3600:
+        if self.tool_timeout_s is not None and not 0 < self.tool_timeout_s <= 3600:
             raise AppError(
                 f"app {self.name!r}: tool_timeout_s is {self.tool_timeout_s}; it must be above 0, at most 3600"
             )
@@ -79,8 +79,8 @@ class App:
         """The tool of that name."""
         return next((tool for tool in self.tools if tool.spec.name == name), None)
 
-    def timeout_s(self, tool: Tool) -> float:
-        """How long a call of `tool` may take."""
+    def timeout_s(self, tool: Tool) -> float | None:
+        """How long a call of `tool` may take, where it or the application says so."""
         return self.tool_timeout_s if tool.timeout_s is None else tool.timeout_s
 
     def _check_tools(self) -> None:

@@ -21,7 +21,7 @@ from nightschool_server.chat import ToolCall, ToolSpec
 from nightschool_server.tools.effects import Effect, Purpose, conduct_of, refusal
 from nightschool_server.tools.state import ToolState
 from nightschool_server.tools.tool import Tool
-from nightschool_server.tools.workers import DEFAULT_MAX_OUTPUT_CHARS, ToolOutcome, ToolWorkers
+from nightschool_server.tools.workers import DEFAULT_LIMITS, CallLimits, ToolOutcome, ToolWorkers
 
 RunCall = Callable[[dict[str, Any], ToolState, float], Awaitable[ToolOutcome]]
 """Runs a tool with checked arguments for at most so many seconds; an error is an outcome, only cancellation raises."""
@@ -78,7 +78,7 @@ async def open_tools(
     app_ref: str,
     *,
     num_workers: int = 2,
-    max_output_chars: int = DEFAULT_MAX_OUTPUT_CHARS,
+    limits: CallLimits = DEFAULT_LIMITS,
     purpose: Purpose = "live",
 ) -> AsyncIterator[Toolbox]:
     """The tools of `app`, which `app_ref` names for its workers, for as long as the block runs. Raises AppError.
@@ -88,9 +88,9 @@ async def open_tools(
     async with AsyncExitStack() as stack:
         tools: list[OpenTool] = []
         if app.tools:
-            started = await ToolWorkers.start(app_ref, num_workers, max_output_chars=max_output_chars)
+            started = await ToolWorkers.start(app_ref, num_workers, limits=limits)
             workers = await stack.enter_async_context(started)
-            tools += [_python_tool(tool, app.timeout_s(tool), workers) for tool in app.tools]
+            tools += [_python_tool(tool, app.timeout_s(tool) or limits.timeout_s, workers) for tool in app.tools]
         yield Toolbox(tools, purpose)
 
 
