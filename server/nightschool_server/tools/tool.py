@@ -28,7 +28,7 @@ PRACTICE_EFFECTS: frozenset[Effect] = frozenset({"read_only", "workspace"})
 
 ALL_EFFECTS: frozenset[Effect] = frozenset(get_args(Effect))
 
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
+TOOL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 
 
 @dataclass
@@ -53,9 +53,9 @@ class Tool:
     """None takes the application's `tool_timeout_s`."""
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.spec.name):
+        if not TOOL_NAME.fullmatch(self.spec.name):
             raise AppError(
-                f"{self.where}: tool name {self.spec.name!r} must match {_NAME.pattern}: rename the function"
+                f"{self.where}: tool name {self.spec.name!r} must match {TOOL_NAME.pattern}: rename the function"
             )
         if self.effect not in ALL_EFFECTS:
             raise AppError(f"{self.where}: effect {self.effect!r} must be one of {', '.join(sorted(ALL_EFFECTS))}")
