@@ -27,7 +27,6 @@ from nightschool_server.engine import Sampling
 from nightschool_server.errors import AppError, ContextOverflowError
 from nightschool_server.evaluation_set import EvaluationSet
 from nightschool_server.tools.state import ToolState
-from nightschool_server.tools.tool import PRACTICE_EFFECTS
 
 from nightschool_learner import records
 from nightschool_learner.evaluation_records import TaskResult, insert_results, results_of
@@ -70,9 +69,7 @@ class EvaluateStage:
             return None
         config = cycle.config.evaluate
         with tempfile.TemporaryDirectory(prefix="evaluate-", dir=cycle.folder) as root:
-            opening = open_tools(
-                cycle.app, cycle.app_ref, num_workers=config.num_tool_workers, effects=PRACTICE_EFFECTS
-            )
+            opening = open_tools(cycle.app, cycle.app_ref, num_workers=config.num_tool_workers, purpose="practice")
             async with opening as tools:
                 examiner = Examiner(cycle, config, tools, Path(root))
 
@@ -133,7 +130,8 @@ class Results:
             for adapter, solved in self._solved.items()
             if solved
         )
-        self.progress.advance(1, tool_errors=result.num_tool_errors, completion_tokens=result.completion_tokens)
+        counts = {"tool_errors": result.num_tool_errors, "completion_tokens": result.completion_tokens}
+        self.progress.advance(1, **counts, **({"simulated": result.num_simulated} if result.num_simulated else {}))
         if len(self._pending) >= BATCH:
             await self.flush()
 
@@ -182,6 +180,7 @@ def judge(task: EvaluationTask, result: EpisodeResult) -> TaskResult:
         num_steps=result.num_steps,
         num_tool_errors=result.num_tool_errors,
         completion_tokens=result.usage.completion_tokens,
+        num_simulated=result.num_simulated,
     )
 
 

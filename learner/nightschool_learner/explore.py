@@ -25,7 +25,6 @@ from nightschool_server.errors import InvalidRequestError
 from nightschool_server.ids import new_id
 from nightschool_server.store.store import Store
 from nightschool_server.tools.state import ToolState
-from nightschool_server.tools.tool import PRACTICE_EFFECTS
 
 from nightschool_learner import practice_counts, practice_records, records, seed_records
 from nightschool_learner.critics import make_critic
@@ -67,7 +66,7 @@ class ExploreStage:
         workspaces = cycle.folder / "workspaces"
         shutil.rmtree(workspaces, ignore_errors=True)
         num_workers = cycle.config.explore.num_tool_workers
-        opening = open_tools(cycle.app, cycle.app_ref, num_workers=num_workers, effects=PRACTICE_EFFECTS)
+        opening = open_tools(cycle.app, cycle.app_ref, num_workers=num_workers, purpose="practice")
         async with Writer(cycle.store) as writer, opening as tools:
             sampler = self.make_sampler(cycle)
             practice = Practice(

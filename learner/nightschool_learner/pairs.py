@@ -3,7 +3,8 @@
 A chosen step never has a failure. A rival that ran makes a pair only where the critic put it behind in
 both orders by the margin; a rival that failed makes a pair by fact, and such pairs are capped, because
 they teach format more than judgement (METHOD.md: the public code keeps mostly those). Steps that fell
-back or agreed make none. What a pair is trained on is exactly what was sampled.
+back or agreed make none. A pair that rests on what a simulator gave back is kept out unless configured.
+What a pair is trained on is exactly what was sampled.
 
 Owns the selection (pure) and the stage that writes `pairs` rows; the trainer's file is `pair_export.py`.
 """
@@ -47,6 +48,8 @@ class Pair:
     """Nats, the smaller of both orders; 0 where facts decided."""
     key: tuple[str, str, str]
     """Conversation, chosen and rejected text, normalised: what makes two pairs near duplicates."""
+    simulated: bool
+    """Whether it rests on an observation that a simulator gave."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +82,11 @@ def pairs_of(step: DecidedStep) -> list[Pair]:
 def select(steps: Sequence[DecidedStep], config: PairsConfig, seed: int) -> Selection:
     """Apply the caps; which pairs go where a cap bites is drawn from `seed`."""
     dropped: Counter[str] = Counter()
-    supply = [pair for step in steps for pair in pairs_of(step)[: config.max_per_step]]
-    dropped["step_cap"] = sum(max(0, len(pairs_of(step)) - config.max_per_step) for step in steps)
+    supported = [pairs_of(step) for step in steps]
+    usable = [[pair for pair in pairs if config.train_on_simulated or not pair.simulated] for pairs in supported]
+    dropped["simulated"] = sum(map(len, supported)) - sum(map(len, usable))
+    supply = [pair for pairs in usable for pair in pairs[: config.max_per_step]]
+    dropped["step_cap"] = sum(map(len, usable)) - len(supply)
     random.Random(seed).shuffle(supply)
     per_task: Counter[str] = Counter()
     per_tool: Counter[str] = Counter()
@@ -120,13 +126,17 @@ class PairsStage:
         counts = Counter(pair.kind for pair in selection.pairs) + Counter(
             {f"dropped_{k}": v for k, v in selection.dropped.items()}
         )
+        agreed = practice_records.agreed_steps(cycle.store, cycle.id)
+        sound = [step for step in agreed if config.train_on_simulated or not step.simulated]
         anchors = select_anchors(
-            practice_records.agreed_steps(cycle.store, cycle.id),
-            round(config.anchors_per_pair * len(selection.pairs)),
+            sound,
+            max(config.min_anchors, round(config.anchors_per_pair * len(selection.pairs))),
             config.min_anchor_probability,
             cycle.seed,
         )
         counts["anchors"] = len(anchors)
+        if len(sound) < len(agreed):
+            counts["anchors_dropped_simulated"] = len(agreed) - len(sound)
         progress = cycle.progress(self.name)
         progress.begin(len(selection.pairs), len(selection.pairs), counts)
         if len(selection.pairs) < config.min_pairs:
@@ -150,6 +160,7 @@ def _pair(step: DecidedStep, chosen: CandidateRow, rejected: CandidateRow, kind:
         kind=kind,
         margin=margin,
         key=(step.step.history, _normal(chosen.text), _normal(rejected.text)),
+        simulated=step.step.simulated or chosen.simulated or rejected.simulated,
     )
 
 

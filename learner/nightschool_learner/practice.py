@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from nightschool_server.agent.episode import Episode, Execution, Step, Usage
 from nightschool_server.agent.executors import ToolExecutor
 from nightschool_server.agent.loop import execute
-from nightschool_server.chat import Message, ToolResult, messages_to_json
+from nightschool_server.chat import Message, ToolResult, messages_to_json, num_simulated
 from nightschool_server.config.practice import ExploreConfig
 from nightschool_server.engine import Prompt, Sampling
 from nightschool_server.ids import new_id
@@ -104,7 +104,9 @@ class PracticeActor:
         actions = merge(samples)
         executions = dict(enumerate(await asyncio.gather(*(self._run_action(action, episode) for action in actions))))
         history = messages_to_json(episode.messages)
-        step = StepRow(new_id("step"), self._rollout_id, position, history, None, "")
+        step = StepRow(
+            new_id("step"), self._rollout_id, position, history, None, "", num_simulated(episode.messages) > 0
+        )
         candidates = [_candidate(step.id, i, action, executions[i]) for i, action in enumerate(actions)]
         await self._practice.writer.write(lambda db: practice_records.insert_step(db, step, candidates))
         self._practice.explored.advance(
@@ -113,6 +115,7 @@ class PracticeActor:
             tokens=sum(len(sample.token_ids) for sample in samples),
             distinct_actions=len(actions),
             **Counter(f"failed_{c.failure}" for c in candidates if c.failure),
+            **Counter("simulated" for c in candidates if c.simulated),
         )
         return step, candidates, executions
 
@@ -150,7 +153,7 @@ class PracticeActor:
             fork,
             self._practice.executor,
             finish_reason="length" if cut else "stop",
-            max_calls=episode.limits.max_calls,
+            limits=episode.limits_left,
         )
 
     async def _pick(self, episode: Episode, step: StepRow, candidates: Sequence[CandidateRow]) -> int:
@@ -229,6 +232,7 @@ def _candidate(step_id: str, position: int, action: Action, execution: Execution
         observation=observation_of(execution.observations),
         failure=execution.failure,
         final=execution.final,
+        simulated=num_simulated(execution.observations) > 0,
     )
 
 

@@ -30,7 +30,8 @@ from nightschool_server.chat import ToolSpec
 from nightschool_server.errors import AppError
 from nightschool_server.evaluation_set import EvaluationSet, EvaluationTask, is_correct, read_evaluation
 from nightschool_server.mcp.server import McpServer
-from nightschool_server.tools.tool import Effect, Tool, ToolContext, tool
+from nightschool_server.tools.effects import Effect
+from nightschool_server.tools.tool import Tool, ToolContext, tool
 
 __all__ = [
     "App", "AppError", "Effect", "EvaluationSet", "EvaluationTask", "McpServer", "Tool", "ToolContext",
@@ -85,6 +86,10 @@ class App:
     def tool(self, name: str) -> Tool | None:
         """The tool of that name."""
         return next((tool for tool in self.tools if tool.spec.name == name), None)
+
+    def simulator(self, name: str) -> Tool | None:
+        """What answers in practice in place of an MCP server's tool of that name."""
+        return next((tool for server in self.mcp for tool in server.simulators if tool.spec.name == name), None)
 
     def timeout_s(self, tool: Tool) -> float:
         """How long a call of `tool` may take."""

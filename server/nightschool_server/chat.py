@@ -117,6 +117,11 @@ def tool_result(
     return Message("tool", (ToolResult(call.id, call.name, content, is_error, tuple(images), simulated),))
 
 
+def num_simulated(messages: Sequence[Message]) -> int:
+    """How many observations of the conversation a simulator gave."""
+    return sum(isinstance(part, ToolResult) and part.simulated for message in messages for part in message.parts)
+
+
 def template_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """The messages as a chat template reads them.
 

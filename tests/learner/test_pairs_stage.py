@@ -10,6 +10,7 @@ from nightschool_learner.errors import NothingToLearnError
 from nightschool_learner.explore import ExploreStage
 from nightschool_learner.pair_export import export_rows
 from nightschool_learner.pairs import PairsStage
+from nightschool_learner.records import stage_counts
 from nightschool_learner.seed_records import KEPT, insert_task, new_task
 from nightschool_learner.stages import Cycle
 from nightschool_server.agent.toolcalls import write_call
@@ -97,6 +98,63 @@ async def test_steps_without_a_choice_become_anchors_where_the_rollout_found_an_
     assert bytes(row["answer_token_ids"]).decode() == "yes"
     assert row["images"] == []
     assert row["tools"] == template_tools(app.specs)
+
+
+BOOK = write_call("book", {"room": "suite"})
+
+
+@pytest.mark.parametrize("trained_on", [False, True])
+async def test_what_rests_on_a_simulated_observation_is_trained_on_only_where_that_is_configured(
+    store: Store, *, trained_on: bool
+) -> None:
+    settings = ("pairs.min_pairs=1", "pairs.max_share_failed=1", "pairs.min_anchor_probability=0")
+    cycle = cycle_on(store, *settings, *["pairs.train_on_simulated=true"] * trained_on)
+    with store.transaction() as db:
+        for slot, prompt in enumerate(("What is this mug?", "Book the suite.", "Book the suite at once.")):
+            insert_task(db, cycle.id, new_task(slot, prompt, (), KEPT), [], [])
+
+    def said(prompt: Prompt, sampling: Sampling, index: int) -> str:
+        asked, has_booked = prompt.messages[1].text, prompt.messages[-1].role == "tool"
+        if "mug" in asked:
+            return answer(prompt, sampling, index)
+        if "at once" in asked:
+            return "done" if has_booked else BOOK
+        if not has_booked:
+            return BOOK if index != 1 else "no"
+        return "done" if index else "it is done"
+
+    await ExploreStage(lambda cycle: FakeSampler(said), lambda cycle, _: FakeCritic()).run(cycle)
+    await PairsStage().run(cycle)
+    pairs = [json.loads(line) for line in (cycle.folder / "pairs.jsonl").read_text().splitlines()]
+    anchors = [json.loads(line) for line in (cycle.folder / "anchors.jsonl").read_text().splitlines()]
+    counts = stage_counts(store, cycle.id, "pairs")
+    simulated = [(pair["prompt"][-1]["role"], pair["chosen"][0]["content"]) for pair in pairs if pair["simulated"]]
+    if trained_on:
+        assert simulated == [("user", BOOK), ("tool", "it is done")], "by its own execution, and by its history"
+        assert [anchor["answer"][0]["content"] for anchor in anchors] == [BOOK, "done"]
+        assert "dropped_simulated" not in counts
+        assert "anchors_dropped_simulated" not in counts
+    else:
+        assert (simulated, anchors) == ([], [])
+        assert (counts["dropped_simulated"], counts["anchors_dropped_simulated"]) == (2, 2)
+    assert next(pair["chosen"][0]["content"] for pair in pairs if not pair["simulated"]) == MUG
+
+
+async def test_few_pairs_may_come_with_more_anchors(store: Store) -> None:
+    settings = ("pairs.min_pairs=1", "pairs.anchors_per_pair=0", "pairs.min_anchor_probability=0")
+    cycle = cycle_on(store, *settings, "pairs.min_anchors=2")
+    with store.transaction() as db:
+        for slot, prompt in enumerate(
+            ("What is this mug?", "Is the sea blue?", "Is the sea deep?", "Is the sea wide?")
+        ):
+            insert_task(db, cycle.id, new_task(slot, prompt, (), KEPT), [], [])
+
+    def said(prompt: Prompt, sampling: Sampling, index: int) -> str:
+        return "yes" if "sea" in prompt.messages[1].text else answer(prompt, sampling, index)
+
+    await ExploreStage(lambda cycle: FakeSampler(said), lambda cycle, _: FakeCritic()).run(cycle)
+    await PairsStage().run(cycle)
+    assert len((cycle.folder / "anchors.jsonl").read_text().splitlines()) == 2
 
 
 async def test_too_few_pairs_end_the_cycle(store: Store) -> None:

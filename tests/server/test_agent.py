@@ -32,7 +32,6 @@ from nightschool_server.chat import ToolCall, ToolResult, ToolSpec
 from nightschool_server.engine import Delta, FinishReason, Prompt, Sampling
 from nightschool_server.errors import ContextOverflowError, EngineDeadError, InvalidRequestError
 from nightschool_server.tools.state import ToolState
-from nightschool_server.tools.tool import PRACTICE_EFFECTS
 
 from tests.server.leaks import make_fifo, no_leaks, read_pids
 
@@ -255,11 +254,33 @@ async def test_an_engine_that_stops_in_a_step_raises(run: Run, finish_reason: Fi
 
 async def test_practice_refuses_external_tools(executor: ToolExecutor, state: ToolState) -> None:
     call = write_call("send_mail", {"to": "anna"})
-    async with open_tools(APP, APP_REF, num_workers=1, effects=PRACTICE_EFFECTS) as tools:
+    async with open_tools(APP, APP_REF, num_workers=1, purpose="practice") as tools:
         practice = await execute(call, state, tools)
     assert practice.failure == "refused"
     live = await execute(call, state, executor)
     assert (live.failure, live.observations[0].parts[0].content) == ("", "sent to anna")  # type: ignore[union-attr]
+
+
+async def test_practice_asks_the_simulator_in_a_fork_and_live_calls_never_do(
+    executor: ToolExecutor, state: ToolState
+) -> None:
+    call = write_call("post", {"text": "hello"})
+    live = await execute(call, state, executor)
+    assert live.observations == (
+        chat.tool_result(ToolCall("call_0", "post", '{"text": "hello"}'), "really posted hello"),
+    )
+    async with open_tools(APP, APP_REF, num_workers=1, purpose="practice") as tools:
+        assert tools.tools == APP.specs, "the model is shown the same tools"
+        done = await execute(call * 2, state, tools)
+        again = await execute(call, state, tools)
+        malformed = await execute(write_call("post", {"text": 1}), state, tools)
+    results = [message.parts[0] for message in done.observations]
+    assert [(r.content, r.simulated) for r in results] == [("posted 1", True), ("posted 2", True)]  # type: ignore[union-attr]
+    assert [message.parts[0].content for message in again.observations] == ["posted 1"]  # type: ignore[union-attr]
+    assert done.state.workspace is not None
+    assert done.state.workspace != (again.state.workspace or None)
+    assert malformed.failure == "schema"
+    assert not malformed.observations[0].parts[0].simulated, "nobody was asked"  # type: ignore[union-attr]
 
 
 async def echo(call: ToolCall) -> ToolResult:

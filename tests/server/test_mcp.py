@@ -17,10 +17,9 @@ from nightschool_server.agent.toolbox import Toolbox, list_tools, open_tools
 from nightschool_server.app import App, AppError, McpServer, tool
 from nightschool_server.chat import ToolCall
 from nightschool_server.tools.state import ToolState
-from nightschool_server.tools.tool import PRACTICE_EFFECTS
 from nightschool_server.tools.workers import ToolOutcome
 
-from tests.server import mcp_probe
+from tests.server import mcp_app, mcp_probe
 from tests.server.leaks import no_leaks
 
 PROBE = [sys.executable, "-S", str(Path(mcp_probe.__file__))]
@@ -119,7 +118,7 @@ async def test_long_output_is_cut_with_a_mark(tools: Toolbox, state: ToolState) 
 
 async def test_annotations_say_what_practice_may_run_and_the_application_has_the_last_word(state: ToolState) -> None:
     app = app_of(probe(prefix="", effects={"release": "external"}), probe("mine", effects={"send": "workspace"}))
-    async with open_tools(app, NOWHERE, effects=PRACTICE_EFFECTS) as tools:
+    async with open_tools(app, NOWHERE, purpose="practice") as tools:
         assert (await call(tools, state, "echo", text="a")).failure == ""
         refused = await call(tools, state, "send", text="a")
         assert (refused.failure, refused.content) == (
@@ -128,6 +127,15 @@ async def test_annotations_say_what_practice_may_run_and_the_application_has_the
         )
         assert (await call(tools, state, "release")).failure == "refused"
         assert (await call(tools, state, "mine.send", text="a")).content == "sent a"
+
+
+async def test_a_simulator_answers_in_practice_in_place_of_a_servers_external_tool(state: ToolState) -> None:
+    async with open_tools(mcp_app.app, "tests.server.mcp_app:app", num_workers=1, purpose="practice") as tools:
+        assert [spec.name for spec in tools.tools][:3] == ["probe.echo", "crash", "probe.everything"]
+        done = await call(tools, state, "probe.send", text="hello")
+        assert (done.content, done.simulated, done.failure) == ("would have sent hello", True, "")
+        done = await call(tools, state, "probe.echo", text="hello")
+        assert (done.content, done.simulated) == ("hello", False)
 
 
 async def test_a_server_gets_the_environment_that_the_application_names_and_no_other(
@@ -254,13 +262,17 @@ asyncio.run(main())
     assert len(left) == 3
     owner.kill()
     await owner.wait()
-    assert await asyncio.to_thread(psutil.wait_procs, left, 20) == (left, [])
+    assert (await asyncio.to_thread(psutil.wait_procs, left, 20))[1] == []
 
 
 @tool(effect="read_only")
 def echo(text: str) -> str:
     """Give it back."""
     return text
+
+
+def pretend(message: str) -> str:
+    return message
 
 
 def listing(name: str, schema: dict[str, Any]) -> McpServer:
@@ -288,6 +300,11 @@ def listing(name: str, schema: dict[str, Any]) -> McpServer:
             r"MCP server 'odd' \(.*\) did not start: what it says breaks the protocol: ",
         ),
         (app_of(listing("1st", mcp_probe.NOTHING)), "its tool '1st' would be called '1st', which must match"),
+        (
+            app_of(probe(simulate={"echo": lambda text: text})),
+            "is of no use: the tool is read_only",
+        ),
+        (app_of(probe(simulate={"send": pretend})), r"test_mcp.py:\d+: the simulator of tool 'send' of .* takes: text"),
         (app_of(probe(include=["ecko"])), "include names 'ecko', which it does not have; its tools are echo, "),
         (app_of(probe(effects={"ecko": "read_only"})), "effects names 'ecko', which it does not have"),
         (app_of(McpServer("gone", command=["/no/such/program"])), "it ended .cannot be started: .*No such file"),

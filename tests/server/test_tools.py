@@ -12,7 +12,8 @@ import pytest
 from nightschool_server.agent.arguments import arguments_fault, schema_fault
 from nightschool_server.chat import ToolSpec
 from nightschool_server.errors import AppError
-from nightschool_server.tools.tool import PRACTICE_EFFECTS, Tool, ToolContext, tool
+from nightschool_server.tools.effects import Effect, conduct_of
+from nightschool_server.tools.tool import Tool, ToolContext, tool
 
 
 @dataclass
@@ -106,7 +107,7 @@ def test_json_arguments_become_what_the_hints_ask_for() -> None:
     arguments = {"item": "mug", "lines": [{"item": "a"}], "to": {"street": "High", "number": 2.0}, "price": 3}
     assert arguments_fault(order.spec.parameters, arguments, closed=True) is None
     given = context()
-    bound = order.bind(arguments, given)
+    bound = order.prepare(arguments, given).keywords
     assert bound["context"] is given
     assert bound["to"] == Address("High", 2)
     assert isinstance(bound["to"].number, int)
@@ -132,7 +133,7 @@ def test_values_are_converted(hint: Any, value: Any, expected: Any) -> None:
         """Take a value."""
 
     takes.__annotations__["value"] = hint
-    bound = tool(takes).bind({"value": value}, context())["value"]
+    bound = tool(takes).prepare({"value": value}, context()).keywords["value"]
     assert bound == expected
     assert type(bound) is type(expected)
 
@@ -144,7 +145,70 @@ def test_an_undeclared_effect_is_the_one_that_practice_never_runs() -> None:
         return to
 
     assert send.effect == "external"
-    assert send.effect not in PRACTICE_EFFECTS
+    assert conduct_of(send.effect, "practice", can_simulate=False) == "refuse"
+
+
+def test_practice_runs_what_stays_in_the_task_simulates_what_it_can_and_refuses_the_rest() -> None:
+    effects: tuple[Effect, ...] = ("read_only", "workspace", "external")
+    assert [conduct_of(effect, "live", can_simulate=True) for effect in effects] == ["run", "run", "run"]
+    assert [conduct_of(effect, "practice", can_simulate=True) for effect in effects] == ["run", "run", "simulate"]
+    assert [conduct_of(effect, "practice", can_simulate=False) for effect in effects] == ["run", "run", "refuse"]
+
+
+def send_mail(to: str, subject: str = "") -> str:
+    """Send a mail."""
+    raise AssertionError("it must never be sent in a test")
+
+
+def mail(*, to: str, context: ToolContext, subject: str = "") -> str:
+    """A simulator may keep what it would have done in the task's state."""
+    context.state["to"] = to
+    return f"sent to {to}"
+
+
+def test_a_simulator_answers_in_the_place_of_an_external_tool() -> None:
+    made = tool(simulate=mail)(send_mail)
+    kept = context()
+    assert made.prepare({"to": "ann"}, kept, simulate=True)() == "sent to ann"
+    assert kept.state == {"to": "ann"}
+
+
+def no_subject(to: str) -> str:
+    return to
+
+
+def more(to: str, cc: str, subject: str = "") -> str:
+    return to
+
+
+def other_type(to: int, subject: str = "") -> int:
+    return to
+
+
+def other_default(to: str, subject: str = "hello") -> str:
+    return to
+
+
+def by_place(to: str, /, subject: str = "") -> str:
+    return to
+
+
+@pytest.mark.parametrize(
+    ("simulator", "effect", "fault"),
+    [
+        (no_subject, "external", "the simulator of tool 'send_mail' does not take 'subject'"),
+        (more, "external", "takes 'cc', which the tool"),
+        (other_type, "external", "declares 'to' as int, the tool .* as str: use the same type and default"),
+        (other_default, "external", "declares 'subject' as str = 'hello', the tool .* as str = ''"),
+        (by_place, "external", "parameter 'to' must be one that can be given by name"),
+        (tool(mail), "external", "is itself a tool: give a plain function"),
+        (mail, "workspace", "is declared workspace and has a simulator"),
+    ],
+)
+def test_a_simulator_that_does_not_fit_is_refused(simulator: Callable[..., Any], effect: Effect, fault: str) -> None:
+    with pytest.raises(AppError, match=fault) as raised:
+        tool(effect=effect, simulate=simulator)(send_mail)
+    assert f"{Path(__file__).name}:" in str(raised.value), "the message says where"
 
 
 def no_docstring(a: int) -> int:

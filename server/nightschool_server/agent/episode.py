@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from nightschool_server.chat import Message, ToolCall, ToolResult, assistant
+from nightschool_server.chat import Message, ToolCall, ToolResult, assistant, num_simulated
 from nightschool_server.engine import Delta
 from nightschool_server.tools.state import ToolState
 from nightschool_server.tools.workers import ToolOutcome
@@ -33,6 +33,13 @@ class Limits:
     """So many in a row that call nothing readable and answer nothing end the episode."""
     max_calls: int = 16
     """Tool calls in one step."""
+    max_parallel_calls: int = 4
+    """Calls of one step that run side by side, where they are read_only."""
+    max_tool_s: float = 120.0
+    """What all tool calls may take together."""
+
+
+DEFAULT_LIMITS = Limits()
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,8 @@ class Execution:
     state: ToolState
     images: Mapping[str, bytes] = field(default_factory=dict)
     """That its tools gave back, by sha256."""
+    tool_s: float = 0.0
+    """What its calls took, added up."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +135,12 @@ class Episode:
         """How many tokens the next step may have."""
         return min(self.limits.max_step_tokens, self.limits.max_tokens - self.usage.completion_tokens)
 
+    @property
+    def limits_left(self) -> Limits:
+        """What the next step may use up of the limits on tools."""
+        used_s = sum(step.execution.tool_s for step in self.steps)
+        return replace(self.limits, max_tool_s=self.limits.max_tool_s - used_s)
+
     def after(self, step: Step) -> Episode:
         """The episode that continues from `step`."""
         messages, images = (*self.messages, *step.messages), {**self.images, **step.execution.images}
@@ -158,6 +173,11 @@ class EpisodeResult:
         return sum(
             isinstance(part, ToolResult) and part.is_error for message in self.messages for part in message.parts
         )
+
+    @property
+    def num_simulated(self) -> int:
+        """Observations that a simulator gave."""
+        return num_simulated(self.messages)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
@@ -33,8 +34,12 @@ class ToolExecutor(Protocol):
         """What the model may call."""
         ...
 
-    async def run(self, call: ToolCall, state: ToolState) -> ToolOutcome:
-        """Check and run one call on `state`. An error is an outcome; only cancellation raises."""
+    def is_read_only(self, name: str) -> bool:
+        """Whether the tool of that name says that it changes nothing, so that calls may run side by side."""
+        ...
+
+    async def run(self, call: ToolCall, state: ToolState, *, max_s: float = math.inf) -> ToolOutcome:
+        """Check and run one call on `state`, for at most `max_s`. An error is an outcome; only cancellation raises."""
         ...
 
 
@@ -64,20 +69,23 @@ class ClientExecutor:
     def tools(self) -> tuple[ToolSpec, ...]:
         return tuple(self._tools.values())
 
-    async def run(self, call: ToolCall, state: ToolState) -> ToolOutcome:
+    def is_read_only(self, name: str) -> bool:
+        return False  # A client says nothing of effects, and answers one call at a time.
+
+    async def run(self, call: ToolCall, state: ToolState, *, max_s: float = math.inf) -> ToolOutcome:
         spec = self._tools.get(call.name)
         if spec is None:
             return unknown(call, self.tools, state)
         if fault := arguments_fault(spec.parameters, json.loads(call.arguments)):
             return failed("schema", fault, state)
-        started = time.perf_counter()
+        started, timeout_s = time.perf_counter(), min(self._timeout_s, max_s)
         try:
-            async with asyncio.timeout(self._timeout_s) as deadline:
+            async with asyncio.timeout(timeout_s) as deadline:
                 result = await self._callback(call)
         except TimeoutError:
             if not deadline.expired():
                 raise
-            fault = f"the client did not answer within {self._timeout_s:g} s"
+            fault = f"the client did not answer within {timeout_s:.3g} s"
             return failed("timeout", fault, state, time.perf_counter() - started)
         content = truncate(result.content, self._max_output_chars)
         failure: ToolFailure = "execution" if result.is_error else ""
@@ -94,9 +102,13 @@ class RoutingExecutor:
         self.tools: tuple[ToolSpec, ...] = in_order([spec for _, spec in named], order)
         self._by_name = {spec.name: e for _, e in _places(application, client) for spec in e.tools}
 
-    async def run(self, call: ToolCall, state: ToolState) -> ToolOutcome:
+    def is_read_only(self, name: str) -> bool:
+        executor = self._by_name.get(name)
+        return executor is not None and executor.is_read_only(name)
+
+    async def run(self, call: ToolCall, state: ToolState, *, max_s: float = math.inf) -> ToolOutcome:
         executor = self._by_name.get(call.name)
-        return unknown(call, self.tools, state) if executor is None else await executor.run(call, state)
+        return unknown(call, self.tools, state) if executor is None else await executor.run(call, state, max_s=max_s)
 
 
 def in_order(tools: Sequence[ToolSpec], order: Sequence[str]) -> tuple[ToolSpec, ...]:

@@ -9,11 +9,13 @@ state and continues from the pick. Owns the order of events and what malformed o
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Protocol
 
+from nightschool_server.agent.calls import OnEvent, StepCalls, observe
 from nightschool_server.agent.episode import (
+    DEFAULT_LIMITS,
     Episode,
     EpisodeResult,
     Event,
@@ -31,7 +33,7 @@ from nightschool_server.agent.episode import (
 )
 from nightschool_server.agent.executors import ToolExecutor
 from nightschool_server.agent.toolcalls import CLOSE, OPEN, parse_answer
-from nightschool_server.chat import Message, ToolCall, tool_result
+from nightschool_server.chat import ToolCall, tool_result
 from nightschool_server.engine import (
     BASE,
     LIVE_PRIORITY,
@@ -44,7 +46,6 @@ from nightschool_server.engine import (
 )
 from nightschool_server.errors import ContextOverflowError, EngineDeadError
 from nightschool_server.tools.state import ToolState
-from nightschool_server.tools.workers import ToolFailure, ToolOutcome
 
 __all__ = [
     "Actor", "EngineSampler", "Episode", "EpisodeResult", "Event", "Execution", "Failure", "Finished", "Limits",
@@ -53,19 +54,6 @@ __all__ = [
 ]  # fmt: skip
 
 HINT = f'write a call as {OPEN}{{"name": "...", "arguments": {{...}}}}{CLOSE}, or answer without one'
-
-_FAILURES: Mapping[ToolFailure, Failure] = {
-    "": "",
-    "schema": "schema",
-    "unknown_tool": "schema",
-    "execution": "execution",
-    "timeout": "execution",
-    "refused": "refused",
-}
-
-
-OnEvent = Callable[[Event], Awaitable[None]]
-"""Awaited before the loop goes on, so a slow reader slows its own episode only."""
 
 
 async def ignore(event: Event) -> None:
@@ -135,7 +123,7 @@ class LiveActor:
             episode.state,
             self._executor,
             finish_reason=_finish_reason(deltas),
-            max_calls=episode.limits.max_calls,
+            limits=episode.limits_left,
             on_event=self._on_event,
         )
         return Step(
@@ -153,20 +141,20 @@ async def execute(
     executor: ToolExecutor,
     *,
     finish_reason: FinishReason = "stop",
-    max_calls: int = Limits.max_calls,
+    limits: Limits = DEFAULT_LIMITS,
     on_event: OnEvent = ignore,
 ) -> Execution:
     """Run what a step asks for, on `state`: fork it first where the step may be dropped.
 
     A step whose calls cannot all be read runs none of them. One cut off by its token limit runs nothing
-    and ends the episode. Calls run in their order, each on the state that the last one left.
+    and ends the episode. Calls run in their order, each on the state that the last one left; see `calls.py`.
     """
     parsed = parse_answer(text)
     if finish_reason == "length":
         return Execution(parsed.text, (), (), "budget", True, state)
     fault = parsed.error
-    if fault is None and len(parsed.calls) > max_calls:
-        fault = f"the step has {len(parsed.calls)} tool calls; at most {max_calls} are allowed"
+    if fault is None and len(parsed.calls) > limits.max_calls:
+        fault = f"the step has {len(parsed.calls)} tool calls; at most {limits.max_calls} are allowed"
     if fault is None and not parsed.calls:
         if parsed.text:
             return Execution(parsed.text, (), (), "", True, state)
@@ -174,33 +162,17 @@ async def execute(
     if fault is not None:
         observation = tool_result(ToolCall("call_0", "", "{}"), f"error: {fault}; {HINT}", is_error=True)
         return Execution(parsed.text, (), (observation,), "parse", False, state)
-    observations: list[Message] = []
-    images: dict[str, bytes] = {}
-    failure: Failure = ""
-    before = state
-    try:
-        for call in parsed.calls:
-            await on_event(ToolStarted(call))
-            outcome = await executor.run(call, state)
-            state = outcome.state
-            failure = failure or _FAILURES[outcome.failure]
-            images.update(outcome.images)
-            observations.append(observe(call, outcome))
-            await on_event(ToolFinished(call, outcome))
-    except BaseException:
-        _drop(state, before)
-        raise
-    return Execution(parsed.text, parsed.calls, tuple(observations), failure, False, state, images)
-
-
-def observe(call: ToolCall, outcome: ToolOutcome) -> Message:
-    """What the model sees of a call's outcome."""
-    return tool_result(
-        call,
-        outcome.content,
-        is_error=outcome.is_error,
-        images=tuple(outcome.images),
-        simulated=outcome.simulated,
+    calls = StepCalls(executor, state, limits, on_event)
+    await calls.run_all(parsed.calls)
+    return Execution(
+        parsed.text,
+        parsed.calls,
+        tuple(calls.observations),
+        calls.failure,
+        False,
+        calls.state,
+        calls.images,
+        calls.tool_s,
     )
 
 

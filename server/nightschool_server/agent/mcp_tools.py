@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from nightschool_server.agent.arguments import schema_fault
@@ -20,9 +20,10 @@ from nightschool_server.chat import ToolSpec, canonical_json
 from nightschool_server.errors import AppError
 from nightschool_server.mcp.server import McpServer
 from nightschool_server.tools.call import truncate
+from nightschool_server.tools.effects import Effect
 from nightschool_server.tools.state import ToolState
-from nightschool_server.tools.tool import TOOL_NAME, Effect
-from nightschool_server.tools.workers import ToolOutcome
+from nightschool_server.tools.tool import TOOL_NAME, parameters_of, where_of
+from nightschool_server.tools.workers import ToolOutcome, ToolWorkers
 
 if TYPE_CHECKING:
     from mcp_types import Tool
@@ -33,8 +34,13 @@ COMBINATORS = frozenset({"anyOf", "oneOf", "allOf", "$ref"})
 """Where a schema's root has one of these, `properties` need not name every argument."""
 
 
-async def open_mcp_tools(app: App, stack: AsyncExitStack, *, max_output_chars: int) -> list[OpenTool]:
-    """The tools of every MCP server of `app`, all servers started at once; `stack` ends them. Raises AppError."""
+async def open_mcp_tools(
+    app: App, stack: AsyncExitStack, *, max_output_chars: int, workers: ToolWorkers | None = None
+) -> list[OpenTool]:
+    """The tools of every MCP server of `app`, all servers started at once; `stack` ends them. Raises AppError.
+
+    `workers` run the simulators, where they are wanted.
+    """
     if not app.mcp:
         return []
     from nightschool_server.mcp.session import McpSession
@@ -50,15 +56,16 @@ async def open_mcp_tools(app: App, stack: AsyncExitStack, *, max_output_chars: i
     for session in sessions:
         if isinstance(session, BaseException):
             raise session
-        tools += _tools_of(session, app, max_output_chars)
+        opened = _tools_of(session, app, max_output_chars)
+        tools += opened if workers is None else [_simulated(tool, app, workers) for tool in opened]
     return tools
 
 
 def _tools_of(session: McpSession, app: App, max_output_chars: int) -> list[OpenTool]:
     server = session.server
     names = [tool.name for tool in session.tools]
-    for option, named in (("include", server.include or ()), ("exclude", server.exclude), ("effects", server.effects)):
-        _check_named(server, option, named, names)
+    for option in ("include", "exclude", "effects", "simulate"):
+        _check_named(server, option, names)
     wanted = names if server.include is None else server.include
     timeout_s = app.tool_timeout_s if server.timeout_s is None else server.timeout_s
     return [
@@ -67,15 +74,16 @@ def _tools_of(session: McpSession, app: App, max_output_chars: int) -> list[Open
             effect=_effect(server, tool),
             where=server.label,
             closed=_is_closed(tool.input_schema),
-            run=_run(session, tool.name, timeout_s, max_output_chars),
+            timeout_s=timeout_s,
+            run=_run(session, tool.name, max_output_chars),
         )
         for tool in session.tools
         if tool.name in wanted and tool.name not in server.exclude
     ]
 
 
-def _check_named(server: McpServer, option: str, named: Collection[str], names: list[str]) -> None:
-    for name in named:
+def _check_named(server: McpServer, option: str, names: list[str]) -> None:
+    for name in getattr(server, option) or ():
         if name not in names:
             raise AppError(
                 f"{server.label}: {option} names {name!r}, which it does not have; "
@@ -83,8 +91,34 @@ def _check_named(server: McpServer, option: str, named: Collection[str], names: 
             )
 
 
+def _simulated(tool: OpenTool, app: App, workers: ToolWorkers) -> OpenTool:
+    """The tool with its simulator, where it has one, which runs in a worker like every function of the application."""
+    simulator, name = app.simulator(tool.spec.name), tool.spec.name
+    if simulator is None:
+        return tool
+
+    async def simulate(arguments: dict[str, Any], state: ToolState, max_s: float) -> ToolOutcome:
+        return await workers.run(name, arguments, state, max_s, simulate=True)
+
+    return replace(tool, simulate=simulate)
+
+
+def _check_simulator(server: McpServer, tool: Tool) -> None:
+    """The simulator of an external tool takes what the tool takes."""
+    function = server.simulate.get(tool.name)
+    if function is None:
+        return
+    where = f"{where_of(function)}: the simulator of tool {tool.name!r} of {server.label}"
+    if (effect := _effect(server, tool)) != "external":
+        raise AppError(f"{where} is of no use: the tool is {effect}, and practice runs it itself: leave it out")
+    if tool.input_schema.get("properties", {}).keys() != parameters_of(function, where):
+        names = ", ".join(tool.input_schema.get("properties", {})) or "nothing"
+        raise AppError(f"{where} must take what the tool takes: {names}")
+
+
 def _spec(server: McpServer, tool: Tool) -> ToolSpec:
     name, schema = server.tool_name(tool.name), canonical_json(tool.input_schema)
+    _check_simulator(server, tool)
     if not TOOL_NAME.fullmatch(name):
         raise AppError(
             f"{server.label}: its tool {tool.name!r} would be called {name!r}, which must match {TOOL_NAME.pattern}: "
@@ -109,13 +143,13 @@ def _is_closed(schema: dict[str, Any]) -> bool:
     return "properties" in schema and not COMBINATORS & schema.keys()
 
 
-def _run(session: McpSession, name: str, timeout_s: float, max_output_chars: int) -> RunCall:
+def _run(session: McpSession, name: str, max_output_chars: int) -> RunCall:
     from nightschool_server.mcp.session import CallFailedError
 
-    async def run(arguments: dict[str, Any], state: ToolState) -> ToolOutcome:
+    async def run(arguments: dict[str, Any], state: ToolState, max_s: float) -> ToolOutcome:
         started = time.perf_counter()
         try:
-            seen = await session.call(name, arguments, timeout_s)
+            seen = await session.call(name, arguments, max_s)
         except CallFailedError as error:
             seconds = time.perf_counter() - started
             return failed(error.failure, truncate(str(error), max_output_chars), state, seconds)

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from nightschool_server.chat import ToolSpec
+from nightschool_server.tools.effects import Effect
 from nightschool_server.tools.state import ToolState
-from nightschool_server.tools.tool import Effect
 from nightschool_server.tools.workers import ToolOutcome
 
-RunCall = Callable[[dict[str, Any], ToolState], Awaitable[ToolOutcome]]
-"""Runs a tool with checked arguments; an error is an outcome, only cancellation raises."""
+RunCall = Callable[[dict[str, Any], ToolState, float], Awaitable[ToolOutcome]]
+"""Runs a tool with checked arguments for at most so many seconds; an error is an outcome, only cancellation raises."""
 
 
 @dataclass(frozen=True)
@@ -25,4 +25,8 @@ class OpenTool:
     """Where it was declared, for messages to the application's author."""
     closed: bool
     """Whether arguments that the schema does not name are refused, where it does not say itself."""
+    timeout_s: float
+    """What one call may take."""
     run: RunCall
+    simulate: RunCall | None = None
+    """Answers in practice in place of an external tool."""

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 from nightschool_server.agent.arguments import arguments_fault
@@ -20,8 +22,9 @@ from nightschool_server.agent.open_tool import OpenTool
 from nightschool_server.app import App
 from nightschool_server.chat import ToolCall, ToolSpec
 from nightschool_server.errors import AppError
+from nightschool_server.tools.effects import Purpose, conduct_of, refusal
 from nightschool_server.tools.state import ToolState
-from nightschool_server.tools.tool import ALL_EFFECTS, Effect, Tool
+from nightschool_server.tools.tool import Tool
 from nightschool_server.tools.workers import DEFAULT_MAX_OUTPUT_CHARS, ToolOutcome, ToolWorkers
 
 logger = logging.getLogger(__name__)
@@ -31,26 +34,33 @@ class Toolbox:
     """The tools of an application, open. A `ToolExecutor`."""
 
     def __init__(
-        self,
-        specs: tuple[ToolSpec, ...] = (),
-        tools: Sequence[OpenTool] = (),
-        effects: frozenset[Effect] = ALL_EFFECTS,
+        self, specs: tuple[ToolSpec, ...] = (), tools: Sequence[OpenTool] = (), purpose: Purpose = "live"
     ) -> None:
-        """`specs` are the tools in their order; `effects` is what may be run: practice gives `PRACTICE_EFFECTS`."""
+        """`specs` are those of `tools`, in the order in which the model sees them."""
         self._tools = {tool.spec.name: tool for tool in tools}
-        self._effects = effects
+        self._purpose = purpose
         self.tools = specs
 
-    async def run(self, call: ToolCall, state: ToolState) -> ToolOutcome:
+    def is_read_only(self, name: str) -> bool:
+        tool = self._tools.get(name)
+        return tool is not None and tool.effect == "read_only"
+
+    async def run(self, call: ToolCall, state: ToolState, *, max_s: float = math.inf) -> ToolOutcome:
         tool = self._tools.get(call.name)
         if tool is None:
             return unknown(call, self.tools, state)
         arguments = json.loads(call.arguments)
         if fault := arguments_fault(tool.spec.parameters, arguments, closed=tool.closed):
             return failed("schema", fault, state)
-        if tool.effect not in self._effects:
-            return failed("refused", f"tool {call.name!r} has {tool.effect} effects and is not run in practice", state)
-        return await tool.run(arguments, state)
+        timeout_s = min(tool.timeout_s, max_s)
+        match conduct_of(tool.effect, self._purpose, can_simulate=tool.simulate is not None):
+            case "refuse":
+                return failed("refused", refusal(call.name, tool.effect), state)
+            case "simulate":
+                assert tool.simulate is not None
+                return replace(await tool.simulate(arguments, state, timeout_s), simulated=True)
+            case "run":
+                return await tool.run(arguments, state, timeout_s)
 
 
 @asynccontextmanager
@@ -60,21 +70,22 @@ async def open_tools(
     *,
     num_workers: int = 2,
     max_output_chars: int = DEFAULT_MAX_OUTPUT_CHARS,
-    effects: frozenset[Effect] = ALL_EFFECTS,
+    purpose: Purpose = "live",
 ) -> AsyncIterator[Toolbox]:
     """The tools of `app`, which `app_ref` names for its workers, for as long as the block runs. Raises AppError.
 
-    Where there is no Python function, no worker is started.
+    Where there is no Python function to run, no worker is started.
     """
     async with AsyncExitStack() as stack:
         tools: list[OpenTool] = []
-        if app.tools:
+        workers = None
+        if app.tools or (purpose == "practice" and any(server.simulate for server in app.mcp)):
             started = await ToolWorkers.start(app_ref, num_workers, max_output_chars=max_output_chars)
             workers = await stack.enter_async_context(started)
             tools += [_python_tool(tool, app.timeout_s(tool), workers) for tool in app.tools]
-        tools += await open_mcp_tools(app, stack, max_output_chars=max_output_chars)
+        tools += await open_mcp_tools(app, stack, max_output_chars=max_output_chars, workers=workers)
         specs = checked(app, [(tool.spec, tool.where) for tool in tools])
-        yield Toolbox(specs, tools, effects)
+        yield Toolbox(specs, tools, purpose)
 
 
 async def list_tools(app: App) -> tuple[ToolSpec, ...]:
@@ -101,7 +112,11 @@ def checked(app: App, tools: Sequence[tuple[ToolSpec, str]]) -> tuple[ToolSpec, 
 
 
 def _python_tool(tool: Tool, timeout_s: float, workers: ToolWorkers) -> OpenTool:
-    async def run(arguments: dict[str, Any], state: ToolState) -> ToolOutcome:
-        return await workers.run(tool.spec.name, arguments, state, timeout_s)
+    async def run(arguments: dict[str, Any], state: ToolState, max_s: float) -> ToolOutcome:
+        return await workers.run(tool.spec.name, arguments, state, max_s)
 
-    return OpenTool(tool.spec, tool.effect, tool.where, True, run)
+    async def simulate(arguments: dict[str, Any], state: ToolState, max_s: float) -> ToolOutcome:
+        return await workers.run(tool.spec.name, arguments, state, max_s, simulate=True)
+
+    simulator = simulate if tool.simulate else None
+    return OpenTool(tool.spec, tool.effect, tool.where, True, timeout_s, run, simulator)

@@ -127,6 +127,8 @@ class PairsConfig(_Section):
 
     min_pairs: Positive = 24
     """A cycle with fewer stops: training on them would teach noise."""
+    train_on_simulated: bool = False
+    """Train on pairs and anchors that rest on what a simulator gave back in the place of an external tool."""
     max_per_step: Positive = 4
     max_per_task: Positive = 8
     max_per_tool: Positive = 200
@@ -135,6 +137,8 @@ class PairsConfig(_Section):
     """Of pairs in which the rejected candidate failed: they teach format more than judgement."""
     anchors_per_pair: Annotated[float, Field(ge=0, le=16)] = 1.0
     """Steps on which all candidates agreed, for each pair; training holds their likelihood. 0: none."""
+    min_anchors: Annotated[int, Field(ge=0)] = 0
+    """At least so many, where there are that many such steps: few pairs leave as much to hold as many."""
     min_anchor_probability: Annotated[float, Field(ge=0, le=1)] = 0.9
     """Of such a step's whole answer, untempered: an error on which all agreed by chance is not held fast."""
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
+from typing import Any, NoReturn
 
+from nightschool_server.chat import ToolSpec
 from nightschool_server.errors import AppError
-from nightschool_server.tools.tool import ALL_EFFECTS, Effect
+from nightschool_server.tools.effects import EFFECTS, Effect
+from nightschool_server.tools.tool import Tool
 
 MAX_TIMEOUT_S = 3600.0
 
@@ -51,6 +54,8 @@ class McpServer:
     """Tools that are not offered."""
     effects: Mapping[str, Effect] = field(default_factory=dict)
     """What a tool's call changes, by the server's own names, where its annotations do not say so."""
+    simulate: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    """Functions that answer in practice in place of external tools, by the server's own names; same arguments."""
     timeout_s: float | None = None
     """Of one call; None takes the application's `tool_timeout_s`."""
     start_timeout_s: float = 30.0
@@ -81,8 +86,8 @@ class McpServer:
 
     def _check_values(self) -> None:
         for tool, effect in self.effects.items():
-            if effect not in ALL_EFFECTS:
-                self._refuse(f"effects[{tool!r}] is {effect!r}; it must be one of {', '.join(sorted(ALL_EFFECTS))}")
+            if effect not in EFFECTS:
+                self._refuse(f"effects[{tool!r}] is {effect!r}; it must be one of {', '.join(sorted(EFFECTS))}")
         for field_name in ("timeout_s", "start_timeout_s"):
             value = getattr(self, field_name)
             if value is not None and not 0 < value <= MAX_TIMEOUT_S:
@@ -99,6 +104,14 @@ class McpServer:
         legal = re.sub(r"[^A-Za-z0-9_.-]", "_", name)
         return f"{prefix}.{legal}" if prefix else legal
 
+    @property
+    def simulators(self) -> tuple[Tool, ...]:
+        """The functions of `simulate` as a tool worker runs them."""
+        return tuple(
+            Tool(ToolSpec(self.tool_name(name), "", "{}"), function, "external", simulate=function)
+            for name, function in self.simulate.items()
+        )
+
     def expanded(self, values: Mapping[str, str]) -> dict[str, str]:
         """`values` with the environment's in place of `${NAME}`. Raises AppError for a variable that is not set."""
 
@@ -109,5 +122,5 @@ class McpServer:
 
         return {name: _VARIABLE.sub(value_of, value) for name, value in values.items()}
 
-    def _refuse(self, fault: str) -> None:
+    def _refuse(self, fault: str) -> NoReturn:
         raise AppError(f"{self.label}: {fault}")

@@ -35,6 +35,9 @@ log = logging.getLogger(__name__)
 MAX_GROUP = 256
 """Jobs of one transaction."""
 
+GATHER_S = 0.05
+"""How long a line that nobody waits for is held back, so that it shares a transaction with those that come after it."""
+
 MAX_QUEUED_IMAGE_BYTES = 256 * 2**20
 """Of the lines that wait: a queue of few but heavy ones is full, too."""
 
@@ -86,6 +89,8 @@ class RequestLog:
         self._wake = threading.Condition()
         self._closing = False
         self._num_dropped = 0
+        self._num_awaited = 0
+        """Jobs in the queue whose callers wait."""
         self._image_bytes = 0
         self._thread = threading.Thread(target=self._run, name="request_log", daemon=True)
         self._thread.start()
@@ -99,7 +104,11 @@ class RequestLog:
                 return False
             self._image_bytes = image_bytes
             self._jobs.append(self._writing(record, None))
-            self._wake.notify()
+            if len(self._jobs) in (
+                1,
+                MAX_GROUP,
+            ):  # Waking the writer for each would take the interpreter from the engine.
+                self._wake.notify()
             return True
 
     async def write(self, record: RequestRecord) -> None:
@@ -151,6 +160,7 @@ class RequestLog:
             if self._closing:
                 raise OverloadedError("the server is shutting down: try again shortly")
             self._jobs.append(make(done))
+            self._num_awaited += 1
             self._wake.notify()
         # A caller that is cancelled does not undo what it asked for.
         return await asyncio.shield(asyncio.wrap_future(done))
@@ -169,7 +179,10 @@ class RequestLog:
         while True:
             with self._wake:
                 self._wake.wait_for(lambda: self._jobs or self._closing, SWEEP_EVERY_S)
+                if self._jobs:
+                    self._wake.wait_for(self._should_write, GATHER_S)
                 group = [self._jobs.popleft() for _ in range(min(len(self._jobs), MAX_GROUP))]
+                self._num_awaited -= sum(job.done is not None for job in group)
                 self._image_bytes -= sum(job.record.image_bytes for job in group if job.record and not job.done)
                 if not group and self._closing:
                     return
@@ -178,6 +191,10 @@ class RequestLog:
             if time.monotonic() - swept_at >= SWEEP_EVERY_S:
                 swept_at = time.monotonic()
                 self._sweep()
+
+    def _should_write(self) -> bool:
+        """Whether what is queued should not wait for more."""
+        return self._closing or bool(self._num_awaited) or len(self._jobs) >= MAX_GROUP
 
     def _commit(self, group: list[_Job]) -> None:
         """One transaction; a job that fails takes its own rows back and no other's."""

@@ -11,6 +11,7 @@ import inspect
 import json
 import os
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,12 @@ MAX_TRACEBACK_CHARS = 4000
 
 
 def perform(app: App, call: dict[str, Any]) -> dict[str, Any]:
-    """Run `{"name", "arguments", "state", "workspace", "max_output_chars"}`.
+    """Run `{"name", "arguments", "state", "workspace", "max_output_chars", "simulate"}`.
 
     Gives `{"failure", "content", "state"?, "traceback"?}`; the state is there only where the call
     succeeded. Changes the working directory.
     """
-    tool = app.tool(call["name"])
+    tool = app.tool(call["name"]) or app.simulator(call["name"])
     if tool is None:
         return _failure("unknown_tool", unknown_tool(call["name"], [spec.name for spec in app.specs]))
     workspace = Path(call["workspace"])
@@ -36,11 +37,11 @@ def perform(app: App, call: dict[str, Any]) -> dict[str, Any]:
     os.chdir(workspace)
     context = ToolContext(json.loads(call["state"]), workspace)
     try:
-        bound = tool.bind(call["arguments"], context)
+        prepared = tool.prepare(call["arguments"], context, simulate=call["simulate"])
     except (TypeError, ValueError) as error:
         return _failure("schema", str(error))
     try:
-        content = render(_run(tool, bound))
+        content = render(_run(prepared))
         state = _state_after(tool, context, call["state"])
     except BaseException as error:
         return {
@@ -95,16 +96,19 @@ def _nothing(context: ToolContext, number: int) -> int:
 
 _NOTHING = App("nothing", "", [tool(effect="workspace")(_nothing)])
 _CALL_OF_NOTHING = json.dumps(
-    {"name": "_nothing", "arguments": {"number": 1}, "state": "{}", "workspace": "/", "max_output_chars": 1}
-)
+    {
+        "name": "_nothing", "arguments": {"number": 1}, "state": "{}", "workspace": "/", "max_output_chars": 1,
+        "simulate": False,
+    }
+)  # fmt: skip
 
 
 def _failure(failure: str, content: str) -> dict[str, Any]:
     return {"failure": failure, "content": f"error: {content}"}
 
 
-def _run(tool: Tool, bound: dict[str, Any]) -> Any:
-    value = tool.function(**bound)
+def _run(prepared: Callable[[], Any]) -> Any:
+    value = prepared()
     if not inspect.isawaitable(value):
         return value
     # Applications without async tools are spared the import, and their workers its memory.

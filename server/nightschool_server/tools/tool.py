@@ -12,21 +12,14 @@ import re
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal, get_args, overload
+from typing import Any, overload
 
 from nightschool_server.chat import ToolSpec, canonical_json
 from nightschool_server.errors import AppError
+from nightschool_server.tools.effects import EFFECTS, Effect
 from nightschool_server.tools.schema import convert, describe, schema_of_parameters
-
-Effect = Literal["read_only", "workspace", "external"]
-"""What a call changes: nothing, only the task's own state and files, or the world outside."""
-
-PRACTICE_EFFECTS: frozenset[Effect] = frozenset({"read_only", "workspace"})
-"""What practice may run, n times over in forks of the state."""
-
-ALL_EFFECTS: frozenset[Effect] = frozenset(get_args(Effect))
 
 TOOL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 
@@ -51,16 +44,20 @@ class Tool:
     effect: Effect = "external"
     timeout_s: float | None = None
     """None takes the application's `tool_timeout_s`."""
+    simulate: Callable[..., Any] | None = field(default=None, repr=False)
+    """Answers in practice in place of an external tool; takes the same arguments."""
 
     def __post_init__(self) -> None:
         if not TOOL_NAME.fullmatch(self.spec.name):
             raise AppError(
                 f"{self.where}: tool name {self.spec.name!r} must match {TOOL_NAME.pattern}: rename the function"
             )
-        if self.effect not in ALL_EFFECTS:
-            raise AppError(f"{self.where}: effect {self.effect!r} must be one of {', '.join(sorted(ALL_EFFECTS))}")
+        if self.effect not in EFFECTS:
+            raise AppError(f"{self.where}: effect {self.effect!r} must be one of {', '.join(sorted(EFFECTS))}")
         if self.timeout_s is not None and not 0 < self.timeout_s <= 3600:
             raise AppError(f"{self.where}: timeout_s is {self.timeout_s}; it must be above 0 and at most 3600")
+        if self.simulate is not None:
+            self._check_simulator(self.simulate)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function itself, as its own tests do."""
@@ -69,19 +66,48 @@ class Tool:
     @property
     def where(self) -> str:
         """File and line of the function, for messages."""
-        code = getattr(inspect.unwrap(self.function), "__code__", None)
-        return f"{code.co_filename}:{code.co_firstlineno}" if code else repr(self.function)
+        return where_of(self.function)
 
-    def bind(self, arguments: Mapping[str, Any], context: ToolContext) -> dict[str, Any]:
-        """Keyword arguments of the function for JSON arguments, the context put in.
+    def prepare(self, arguments: Mapping[str, Any], context: ToolContext, *, simulate: bool = False) -> partial[Any]:
+        """The call of the function, or of its simulator, with JSON arguments and the context put in.
 
         Raises TypeError and ValueError for arguments that the function does not take.
         """
-        hints = _hints(self.function)
+        function = self.simulate if simulate else self.function
+        assert function is not None, f"tool {self.spec.name!r} has no simulator"
+        hints = _hints(function)
         bound = {name: convert(value, hints.get(name, Any)) for name, value in arguments.items()}
         bound |= {name: context for name, hint in hints.items() if hint is ToolContext}
-        _signature(self.function).bind(**bound)
-        return bound
+        _signature(function).bind(**bound)
+        return partial(function, **bound)
+
+    def _check_simulator(self, simulator: Callable[..., Any]) -> None:
+        """The simulator of an external tool takes what the tool takes; the context is each one's own affair."""
+        name = self.spec.name
+        if self.effect != "external":
+            raise AppError(
+                f"{self.where}: tool {name!r} is declared {self.effect} and has a simulator; practice runs such a tool "
+                "itself: leave simulate out, or declare external"
+            )
+        if isinstance(simulator, Tool):
+            raise AppError(f"{self.where}: the simulator of tool {name!r} is itself a tool: give a plain function")
+        where = f"{where_of(simulator)}: the simulator of tool {name!r}"
+        taken, theirs = _signature_of(self.function, self.where), _signature_of(simulator, where)
+        if missing := [parameter for parameter in taken if parameter not in theirs]:
+            raise AppError(f"{where} does not take {missing[0]!r}: give it the parameters of the tool ({self.where})")
+        if unknown := [parameter for parameter in theirs if parameter not in taken]:
+            raise AppError(f"{where} takes {unknown[0]!r}, which the tool ({self.where}) does not: leave it out")
+        for parameter, declared in taken.items():
+            if theirs[parameter] != declared:
+                raise AppError(
+                    f"{where} declares {parameter!r} as {theirs[parameter]}, the tool ({self.where}) as {declared}: "
+                    "use the same type and default"
+                )
+
+
+def parameters_of(function: Callable[..., Any], where: str) -> frozenset[str]:
+    """The names that a call of `function` may give. Raises AppError for a signature that cannot be read."""
+    return frozenset(_signature_of(function, where))
 
 
 @overload
@@ -90,7 +116,11 @@ def tool(function: Callable[..., Any], /) -> Tool: ...
 
 @overload
 def tool(
-    *, effect: Effect = "external", timeout_s: float | None = None, strict: bool = False
+    *,
+    effect: Effect = "external",
+    timeout_s: float | None = None,
+    strict: bool = False,
+    simulate: Callable[..., Any] | None = None,
 ) -> Callable[[Callable[..., Any]], Tool]: ...
 
 
@@ -101,15 +131,17 @@ def tool(
     effect: Effect = "external",
     timeout_s: float | None = None,
     strict: bool = False,
+    simulate: Callable[..., Any] | None = None,
 ) -> Tool | Callable[[Callable[..., Any]], Tool]:
     """Make a tool of a function, sync or async; its name, hints and docstring are what the model sees.
 
-    An undeclared effect counts as "external", which practice never runs. The arguments of a strict tool are held to
-    its schema while they are sampled. Raises AppError with file and line for a signature that has no JSON Schema.
+    An undeclared effect counts as "external", which practice never runs: there `simulate` answers, a function of the
+    same parameters, or the call is refused. The arguments of a strict tool are held to its schema while they are
+    sampled. Raises AppError with file and line for a signature that has no JSON Schema.
     """
 
     def make(decorated: Callable[..., Any]) -> Tool:
-        return Tool(replace(_spec_of(decorated), strict=strict), decorated, effect, timeout_s)
+        return Tool(replace(_spec_of(decorated), strict=strict), decorated, effect, timeout_s, simulate)
 
     return make(function) if function is not None else make
 
@@ -125,10 +157,25 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     return hints
 
 
+def where_of(function: Callable[..., Any]) -> str:
+    """File and line of a function."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return f"{code.co_filename}:{code.co_firstlineno}" if code else repr(function)
+
+
+def _signature_of(function: Callable[..., Any], where: str) -> dict[str, str]:
+    """The parameters that a call fills in, each as `hint` or `hint = default`."""
+    try:
+        hints, defaults = _parameters(function, _hints(function), where)
+    except (NameError, TypeError) as error:
+        raise AppError(f"{where}: a type hint cannot be read: {error}") from error
+    shown = {name: inspect.formatannotation(hint) for name, hint in hints.items()}
+    return {name: f"{hint} = {defaults[name]!r}" if name in defaults else hint for name, hint in shown.items()}
+
+
 def _spec_of(function: Callable[..., Any]) -> ToolSpec:
     name = getattr(function, "__name__", "")
-    code = getattr(inspect.unwrap(function), "__code__", None)
-    where = f"{code.co_filename}:{code.co_firstlineno}: tool {name!r}" if code else f"tool {name!r}"
+    where = f"{where_of(function)}: tool {name!r}"
     try:
         hints = _hints(function)
     except (NameError, TypeError) as error:

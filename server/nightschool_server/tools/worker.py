@@ -104,7 +104,7 @@ class ToolWorker:
                 reply = await asyncio.shield(receiving)
         except TimeoutError:
             await self._uninterrupted(self._clear(receiving))
-            return _failed("timeout", f"the tool did not end within {timeout_s:g} s and was killed")
+            return _failed("timeout", f"the tool did not end within {timeout_s:.3g} s and was killed")
         except BaseException:
             await self._uninterrupted(self._clear(receiving))
             raise

@@ -76,18 +76,25 @@ class ToolWorkers:
         return workers
 
     async def run(
-        self, name: str, arguments: Mapping[str, Any], state: ToolState, timeout_s: float = DEFAULT_TIMEOUT_S
+        self,
+        name: str,
+        arguments: Mapping[str, Any],
+        state: ToolState,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        *,
+        simulate: bool = False,
     ) -> ToolOutcome:
-        """Call a tool on `state`, whose workspace it may change; fork the state first to keep it.
+        """Call a tool, or its simulator, on `state`, whose workspace it may change; fork the state first to keep it.
 
         `timeout_s` counts from when a worker is free. Cancelling kills the tool and all that it started
         before the worker is used again.
         """
+        call = {"name": name, "arguments": dict(arguments), "simulate": simulate}
         worker = await self._idle.get()
         started = time.perf_counter()
         try:
             self._check_open()
-            reply, after = await self._run(worker, name, arguments, state, timeout_s)
+            reply, after = await self._run(worker, call, state, timeout_s)
         finally:
             self._idle.put_nowait(worker)
         return _outcome(reply, after, time.perf_counter() - started)
@@ -110,12 +117,10 @@ class ToolWorkers:
             raise FailedPreconditionError("the tool workers are closed")
 
     async def _run(
-        self, worker: _Seat, name: str, arguments: Mapping[str, Any], state: ToolState, timeout_s: float
+        self, worker: _Seat, call: dict[str, Any], state: ToolState, timeout_s: float
     ) -> tuple[dict[str, Any], ToolState]:
         workspace = state.workspace or worker.workspace(state)
-        call = {
-            "name": name,
-            "arguments": dict(arguments),
+        call |= {
             "state": state.data,
             "workspace": str(workspace),
             "max_output_chars": self._max_output_chars,
