@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from nightschool_server.app import App
     from nightschool_server.chat import ToolSpec
     from nightschool_server.config.learner import LearnerConfig
-    from nightschool_server.config.serving import EngineConfig
+    from nightschool_server.config.serving import AgentConfig, EngineConfig
     from nightschool_server.home import Home
     from nightschool_server.store.store import Store
 
@@ -107,6 +107,8 @@ class Cycle:
     """With the cycle's overrides applied."""
     engine: EngineConfig
     """What serves, which decides where training may run."""
+    agent: AgentConfig
+    """How live tasks run, which practice and evaluation follow."""
     home: Home
     store: Store
     app: App

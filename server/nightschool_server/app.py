@@ -30,11 +30,13 @@ from nightschool_server.chat import ToolSpec
 from nightschool_server.errors import AppError
 from nightschool_server.evaluation_set import EvaluationSet, EvaluationTask, is_correct, read_evaluation
 from nightschool_server.mcp.server import McpServer
+from nightschool_server.tools.content import ToolFile, ToolImage
 from nightschool_server.tools.effects import Effect
 from nightschool_server.tools.tool import Tool, ToolContext, tool
 
 __all__ = [
-    "App", "AppError", "Effect", "EvaluationSet", "EvaluationTask", "McpServer", "Tool", "ToolContext",
+    "App", "AppError", "Effect", "EvaluationSet", "EvaluationTask", "McpServer", "Tool", "ToolContext", "ToolFile",
+    "ToolImage",
     "is_correct", "load_app", "load_evaluation", "tool",
 ]  # fmt: skip
 
