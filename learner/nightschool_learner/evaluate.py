@@ -19,6 +19,7 @@ from pathlib import Path
 
 from nightschool_server import chat
 from nightschool_server.agent.executors import ToolExecutor
+from nightschool_server.agent.formats import action_format
 from nightschool_server.agent.limits import call_limits, episode_limits
 from nightschool_server.agent.loop import Episode, EpisodeResult, LiveActor, run_episode
 from nightschool_server.agent.toolbox import open_tools
@@ -171,9 +172,11 @@ class Examiner:
             max_tokens=self.config.max_task_tokens,
             max_time_s=MAX_TASK_S,
         )
-        messages = (chat.system(app.system_prompt), chat.user(task.prompt, list(images)))
+        written = action_format(self.cycle.agent)
+        head = (chat.system(app.system_prompt), chat.user(task.prompt, list(images)))
+        messages = written.begin(head, self.executor.tools)
         sampler = AdapterSampler(PracticeSampler(self.cycle), adapter)
-        actor = LiveActor(sampler, self.executor, Sampling(temperature=0.0))
+        actor = LiveActor(sampler, self.executor, Sampling(temperature=0.0), action_format=written)
         try:
             result = await run_episode(Episode(messages, state, limits, images), actor)
         except ContextOverflowError as error:

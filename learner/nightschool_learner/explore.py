@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from nightschool_server.agent.episode import Episode
+from nightschool_server.agent.formats import action_format
 from nightschool_server.agent.limits import call_limits, episode_limits
 from nightschool_server.agent.loop import run_episode
 from nightschool_server.agent.toolbox import open_tools
-from nightschool_server.chat import system, user
+from nightschool_server.chat import ToolSpec, system, user
 from nightschool_server.errors import InvalidRequestError
 from nightschool_server.ids import new_id
 from nightschool_server.store.store import Store
@@ -79,6 +80,7 @@ class ExploreStage:
                 sampler=sampler,
                 critic=self.make_critic(cycle, sampler),
                 executor=tools,
+                action_format=action_format(cycle.agent),
                 explored=explored,
                 compared=compared,
             )
@@ -130,7 +132,7 @@ async def _rollout(practice: Practice, cycle: Cycle, task: TaskRow, known: Rollo
     root = workspaces / rollout.id
     state, outcome, answer = "done", "", ""
     try:
-        episode = first_episode(cycle, task, root)
+        episode = first_episode(cycle, task, root, practice.executor.tools)
         result = await run_episode(episode, PracticeActor(practice, task, rollout.id))
         outcome, answer = result.outcome, result.answer
     except RefusedPickError:
@@ -143,7 +145,7 @@ async def _rollout(practice: Practice, cycle: Cycle, task: TaskRow, known: Rollo
     practice.explored.advance(1, **{outcome: 1})
 
 
-def first_episode(cycle: Cycle, task: TaskRow, root: Path) -> Episode:
+def first_episode(cycle: Cycle, task: TaskRow, root: Path, tools: Sequence[ToolSpec]) -> Episode:
     """The episode in which a task begins, as a live one would."""
     app, config = cycle.app, cycle.config.explore
     head = (system(app.system_prompt),) if app.system_prompt else ()
@@ -154,4 +156,5 @@ def first_episode(cycle: Cycle, task: TaskRow, root: Path) -> Episode:
         max_tokens=config.max_tokens * (config.max_steps or app.max_steps),
         max_time_s=NO_TIME_LIMIT_S,
     )
-    return Episode((*head, user(task.prompt, task.images)), ToolState.initial(app, root), limits)
+    messages = action_format(cycle.agent).begin((*head, user(task.prompt, task.images)), tools)
+    return Episode(messages, ToolState.initial(app, root), limits)

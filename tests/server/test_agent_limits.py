@@ -18,6 +18,7 @@ from nightschool_server.agent.toolcalls import write_call
 from nightschool_server.app import load_app
 from nightschool_server.chat import ToolCall, ToolResult, ToolSpec
 from nightschool_server.config.serving import AgentConfig
+from nightschool_server.tools.returned import ReturnLimits
 from nightschool_server.tools.state import ToolState
 from nightschool_server.tools.workers import CallLimits
 
@@ -188,10 +189,12 @@ async def test_a_call_that_takes_too_much_memory_fails_alone(tools: Toolbox, sta
 def test_every_setting_of_the_agent_loop_reaches_an_episode_or_a_call() -> None:
     config = AgentConfig(
         max_malformed_steps=5, max_calls=6, max_parallel_calls=7, max_tool_s=8, tool_timeout_s=9, max_output_chars=10,
-        max_tool_memory_bytes=11,
+        max_tool_memory_bytes=11, max_files=12, max_file_bytes=13,
     )  # fmt: skip
     assert episode_limits(config, max_steps=1, max_step_tokens=2, max_tokens=3, max_time_s=4) == Limits(
         max_steps=1, max_step_tokens=2, max_tokens=3, max_time_s=4, max_malformed_steps=5, max_calls=6,
         max_parallel_calls=7, max_tool_s=8,
     )  # fmt: skip
-    assert call_limits(config) == CallLimits(timeout_s=9, max_output_chars=10, max_memory_bytes=11)
+    assert call_limits(config) == CallLimits(
+        timeout_s=9, max_output_chars=10, max_memory_bytes=11, returned=ReturnLimits(max_files=12, max_file_bytes=13)
+    )

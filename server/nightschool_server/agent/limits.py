@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from nightschool_server.agent.episode import Limits
 from nightschool_server.config.serving import AgentConfig
+from nightschool_server.tools.returned import ReturnLimits
 from nightschool_server.tools.workers import CallLimits
 
 
@@ -33,4 +34,5 @@ def call_limits(config: AgentConfig) -> CallLimits:
         timeout_s=config.tool_timeout_s,
         max_output_chars=config.max_output_chars,
         max_memory_bytes=config.max_tool_memory_bytes,
+        returned=ReturnLimits(max_files=config.max_files, max_file_bytes=config.max_file_bytes),
     )

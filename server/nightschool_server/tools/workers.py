@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, cast
 
 from nightschool_server.errors import FailedPreconditionError
+from nightschool_server.tools.returned import Contents, ReturnedFile, ReturnLimits, take_returned
 from nightschool_server.tools.state import ToolState
 from nightschool_server.tools.worker import ToolWorker
 
@@ -37,6 +38,8 @@ class CallLimits:
     """Longer output is cut, with a mark."""
     max_memory_bytes: int = 0
     """What its process may take beside what its worker has. 0: no limit."""
+    returned: ReturnLimits = field(default_factory=ReturnLimits)
+    """Of the images and files that it gives back."""
 
 
 DEFAULT_LIMITS = CallLimits()
@@ -57,6 +60,8 @@ class ToolOutcome:
     """Encoded images that the call gave back, by sha256, in their order; the model sees them."""
     simulated: bool = False
     """Whether a simulator answered in the tool's place."""
+    files: tuple[ReturnedFile, ...] = ()
+    """That the call gave back; the content has a line of each."""
 
 
 class ToolWorkers:
@@ -103,10 +108,10 @@ class ToolWorkers:
         started = time.perf_counter()
         try:
             self._check_open()
-            reply, after = await self._run(worker, call, state, timeout_s)
+            reply, after, contents = await self._run(worker, call, state, timeout_s)
         finally:
             self._idle.put_nowait(worker)
-        return _outcome(reply, after, time.perf_counter() - started)
+        return _outcome(reply, after, contents, time.perf_counter() - started)
 
     async def close(self) -> None:
         """End every worker, with whatever it runs, and wait until they are gone."""
@@ -127,7 +132,7 @@ class ToolWorkers:
 
     async def _run(
         self, worker: _Seat, call: dict[str, Any], state: ToolState, timeout_s: float
-    ) -> tuple[dict[str, Any], ToolState]:
+    ) -> tuple[dict[str, Any], ToolState, Contents]:
         workspace = state.workspace or worker.workspace(state)
         call |= {
             "state": state.data,
@@ -136,11 +141,27 @@ class ToolWorkers:
         }
         try:
             reply = await worker.process.call(call, timeout_s)
+            contents = _NOTHING
+            if returned := reply.get("returned"):
+                reply, contents = await self._taken(reply, returned, workspace, state.root)
         except BaseException:
             if state.workspace is None:
                 shutil.rmtree(workspace, ignore_errors=True)
             raise
-        return reply, worker.settle(workspace, state)
+        return reply, worker.settle(workspace, state), contents
+
+    async def _taken(
+        self, reply: dict[str, Any], returned: list[dict[str, str]], workspace: Path, root: Path
+    ) -> tuple[dict[str, Any], Contents]:
+        """The images and files that a call gave back, and what the model reads of them."""
+        try:
+            contents = await asyncio.to_thread(take_returned, returned, workspace, root, self._limits.returned)
+        except (ValueError, OSError) as fault:
+            return {"failure": "execution", "content": f"error: {fault}"}, _NOTHING
+        return {**reply, "content": contents.describe(reply["content"])}, contents
+
+
+_NOTHING = Contents()
 
 
 @dataclass
@@ -179,13 +200,21 @@ class _Seat:
             shutil.rmtree(self.spare, ignore_errors=True)
 
 
-def _outcome(reply: dict[str, Any], state: ToolState, duration_s: float) -> ToolOutcome:
+def _outcome(reply: dict[str, Any], state: ToolState, contents: Contents, duration_s: float) -> ToolOutcome:
     failure = cast(ToolFailure, reply["failure"])
     if trace := reply.get("traceback"):
         logger.debug("tool=failed traceback=%r", trace)
     if "state" in reply:
         state = replace(state, data=_unicode(reply["state"]))
-    return ToolOutcome(_unicode(reply["content"]), bool(failure), failure, state, duration_s)
+    return ToolOutcome(
+        _unicode(reply["content"]),
+        bool(failure),
+        failure,
+        state,
+        duration_s,
+        contents.images,
+        files=contents.files,
+    )
 
 
 def _unicode(text: str) -> str:
