@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from nightschool_server.adapters.registry import AdapterRegistry
 from nightschool_server.agent.call_forms import strict_fault
 from nightschool_server.agent.formats import call_form
+from nightschool_server.agent.limits import call_limits
 from nightschool_server.agent.toolbox import Toolbox, open_tools
 from nightschool_server.app import App, load_app
 from nightschool_server.auth import Tokens
@@ -163,7 +164,7 @@ async def _application(config: Config, stack: AsyncExitStack) -> tuple[App | Non
     app, agent = load_app(config.app), config.agent
     if fault := strict_fault(call_form(agent), app.specs):
         raise AppError(f"app {config.app!r}: {fault}")
-    opening = open_tools(app, config.app, num_workers=agent.num_tool_workers, max_output_chars=agent.max_output_chars)
+    opening = open_tools(app, config.app, num_workers=agent.num_tool_workers, limits=call_limits(agent))
     return app, await stack.enter_async_context(opening)
 
 
