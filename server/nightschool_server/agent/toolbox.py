@@ -19,9 +19,10 @@ from nightschool_server.agent.executors import failed, unknown
 from nightschool_server.app import App
 from nightschool_server.chat import ToolCall, ToolSpec
 from nightschool_server.tools.effects import Effect, Purpose, conduct_of, refusal
+from nightschool_server.tools.returned import ReturnLimits
 from nightschool_server.tools.state import ToolState
 from nightschool_server.tools.tool import Tool
-from nightschool_server.tools.workers import DEFAULT_MAX_OUTPUT_CHARS, ToolOutcome, ToolWorkers
+from nightschool_server.tools.workers import DEFAULT_MAX_OUTPUT_CHARS, DEFAULT_RETURN_LIMITS, ToolOutcome, ToolWorkers
 
 RunCall = Callable[[dict[str, Any], ToolState, float], Awaitable[ToolOutcome]]
 """Runs a tool with checked arguments for at most so many seconds; an error is an outcome, only cancellation raises."""
@@ -79,6 +80,7 @@ async def open_tools(
     *,
     num_workers: int = 2,
     max_output_chars: int = DEFAULT_MAX_OUTPUT_CHARS,
+    limits: ReturnLimits = DEFAULT_RETURN_LIMITS,
     purpose: Purpose = "live",
 ) -> AsyncIterator[Toolbox]:
     """The tools of `app`, which `app_ref` names for its workers, for as long as the block runs. Raises AppError.
@@ -88,7 +90,7 @@ async def open_tools(
     async with AsyncExitStack() as stack:
         tools: list[OpenTool] = []
         if app.tools:
-            started = await ToolWorkers.start(app_ref, num_workers, max_output_chars=max_output_chars)
+            started = await ToolWorkers.start(app_ref, num_workers, max_output_chars=max_output_chars, limits=limits)
             workers = await stack.enter_async_context(started)
             tools += [_python_tool(tool, app.timeout_s(tool), workers) for tool in app.tools]
         yield Toolbox(tools, purpose)
