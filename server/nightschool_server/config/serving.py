@@ -100,8 +100,8 @@ class EngineConfig(_Section):
     """Tokens of practice, decoded or prefilled, in a step with a live request; four times as many in one between two
     live requests. Fewer favours live latency. vLLM: practice has half the slots instead."""
     live_linger_ms: Annotated[float, Field(ge=0)] = 500.0
-    """A step is between two live requests until so long after the last one; then practice takes all it can. vLLM: of no
-    effect."""
+    """A step is between two live requests until so long after the last one; until twenty times as long practice
+    prefills a little a step, then it takes all it can. vLLM: of no effect."""
     merged_lane: bool = True
     """Serve the active adapter merged into the weights, at the base model's speed; costs one more copy of the
     weights that it changes."""
