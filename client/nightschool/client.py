@@ -88,8 +88,9 @@ class AsyncClient:
         """Let the server's agent do a task: iterate over its events, or take `.result()`.
 
         `tools` run at this client, beside the application's own at the server: type-hinted Python functions or
-        `Tool`s. `files` (paths, or `File`s) lie in the task's workspace when it begins. Other options (see `options.TaskOptions`): images, max_tokens (of one step), temperature, top_p, top_k,
-        seed, stop, max_steps, adapter, session_id, request_id, learning, timeout_s.
+        `Tool`s. `files` (paths, or `File`s) lie in the task's workspace when it begins. Other options (see
+        `options.TaskOptions`): images, max_tokens (of one step), temperature, top_p, top_k, seed, stop, max_steps,
+        adapter, session_id, request_id, learning, timeout_s.
         """
         tools = tools_of(options.get("tools", ()))
         files = local_files(options.get("files", ()))

@@ -29,7 +29,7 @@ from nightschool_server.engine_factory import start_engine
 from nightschool_server.errors import FailedPreconditionError, NotFoundError
 from nightschool_server.home import Home
 from nightschool_server.learner_process import LearnerProcess
-from nightschool_server.runtime import Runtime
+from nightschool_server.runtime import Runtime, image_limits_of
 from nightschool_server.service.admin_service import AdminService
 from nightschool_server.service.agent_service import AgentService
 from nightschool_server.service.grpc_port import GrpcPort
@@ -39,6 +39,7 @@ from nightschool_server.store.durable import write_file
 from nightschool_server.store.redact import redactor_of
 from nightschool_server.store.request_log import RequestLog
 from nightschool_server.store.store import Store
+from nightschool_server.tools.returned import ReturnLimits
 
 log = logging.getLogger(__name__)
 
@@ -157,7 +158,13 @@ async def _application(config: Config, stack: AsyncExitStack) -> tuple[App | Non
     if not config.app:
         return None, Toolbox()
     app, agent = load_app(config.app), config.agent
-    opening = open_tools(app, config.app, num_workers=agent.num_tool_workers, max_output_chars=agent.max_output_chars)
+    opening = open_tools(
+        app,
+        config.app,
+        num_workers=agent.num_tool_workers,
+        max_output_chars=agent.max_output_chars,
+        limits=ReturnLimits(image_limits_of(config), agent.max_files, agent.max_file_bytes),
+    )
     return app, await stack.enter_async_context(opening)
 
 
