@@ -18,6 +18,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
 from nightschool_server.adapters.registry import AdapterRegistry
+from nightschool_server.agent.limits import call_limits
 from nightschool_server.agent.toolbox import Toolbox, open_tools
 from nightschool_server.app import App, load_app
 from nightschool_server.auth import Tokens
@@ -39,7 +40,6 @@ from nightschool_server.store.durable import write_file
 from nightschool_server.store.redact import redactor_of
 from nightschool_server.store.request_log import RequestLog
 from nightschool_server.store.store import Store
-from nightschool_server.tools.returned import ReturnLimits
 
 log = logging.getLogger(__name__)
 
@@ -158,13 +158,8 @@ async def _application(config: Config, stack: AsyncExitStack) -> tuple[App | Non
     if not config.app:
         return None, Toolbox()
     app, agent = load_app(config.app), config.agent
-    opening = open_tools(
-        app,
-        config.app,
-        num_workers=agent.num_tool_workers,
-        max_output_chars=agent.max_output_chars,
-        limits=ReturnLimits(image_limits_of(config), agent.max_files, agent.max_file_bytes),
-    )
+    limits = call_limits(agent, image_limits_of(config))
+    opening = open_tools(app, config.app, num_workers=agent.num_tool_workers, limits=limits)
     return app, await stack.enter_async_context(opening)
 
 
