@@ -18,6 +18,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -53,9 +54,13 @@ class App:
     max_steps: int = 8
     tool_timeout_s: float = 30.0
     """Of tools that do not say themselves."""
+    unsafe: Sequence[str] = ()
+    """Regular expressions of what must not be done. The gate holds them against every call of an evaluation, written
+    `name {"argument": ...}`, and against final answers; a candidate that does more of it is not promoted."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tools", tuple(self.tools))
+        object.__setattr__(self, "unsafe", tuple(self.unsafe))
         if not self.name.strip():
             raise AppError("App(name=...) is empty: give the application a name")
         if not 1 <= self.max_steps <= 100:
@@ -68,6 +73,13 @@ class App:
             json.dumps(dict(self.initial_state), allow_nan=False)
         except (TypeError, ValueError) as error:
             raise AppError(f"app {self.name!r}: initial_state is not made of JSON values: {error}") from error
+        for pattern in self.unsafe:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise AppError(
+                    f"app {self.name!r}: unsafe pattern {pattern!r} is no regular expression: {error}"
+                ) from error
         self._check_tools()
 
     @property
