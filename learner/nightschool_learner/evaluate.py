@@ -96,7 +96,7 @@ def held_out_tasks(cycle: Cycle) -> EvaluationSet:
 async def basis_of(cycle: Cycle, held_out: EvaluationSet) -> Basis:
     """What the cycle's results rest on: the set, the model that serves now, the application, the limits."""
     status = await patiently(cycle, cycle.client.admin.status)
-    protocol = evaluation_sets.protocol_of(cycle.app, cycle.config.evaluate, status.base_model_digest)
+    protocol = evaluation_sets.protocol_of(cycle.app, cycle.config.evaluate, cycle.agent, status.base_model_digest)
     return Basis(held_out.digest, protocol)
 
 

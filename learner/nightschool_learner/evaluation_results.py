@@ -44,6 +44,8 @@ class TaskResult:
     num_steps: int
     num_tool_errors: int
     completion_tokens: int
+    num_simulated: int = 0
+    """Observations that a simulator gave in the place of an external tool."""
     draw: int = GREEDY
     num_unreadable: int = 0
     """Steps whose format could not be read."""

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from nightschool_server.agent.formats import action_format
 from nightschool_server.chat import canonical_json
 from nightschool_server.evaluation_set import EvaluationSet, digest_of
 
@@ -20,6 +21,7 @@ from nightschool_learner.evaluation_results import Basis
 
 if TYPE_CHECKING:
     from nightschool_server.app import App
+    from nightschool_server.config.serving import AgentConfig
     from nightschool_server.config.training import EvaluateConfig
     from nightschool_server.store.store import Store
 
@@ -36,10 +38,10 @@ class SetVersion:
     """`{"n", "digest"}` by family."""
 
 
-def protocol_of(app: App, config: EvaluateConfig, base_model_digest: str) -> str:
+def protocol_of(app: App, config: EvaluateConfig, agent: AgentConfig, base_model_digest: str) -> str:
     """Digest of everything but set and adapter that a result depends on and that can be named.
 
-    The code of the tools is not in it: after a change of what they answer, change the evaluation set, too.
+    Neither the code of the tools nor what MCP servers offer is in it: after a change of these, change the set, too.
     """
     return hashlib.sha256(
         canonical_json(
@@ -47,8 +49,9 @@ def protocol_of(app: App, config: EvaluateConfig, base_model_digest: str) -> str
                 base_model_digest,
                 app.system_prompt,
                 [[spec.name, spec.description, spec.schema, spec.strict] for spec in app.specs],
+                [[server.name for server in app.mcp], list(app.tool_order)],
                 dict(app.initial_state),
-                app.max_steps,
+                [app.max_steps, action_format(agent).name, agent.max_malformed_steps, agent.max_output_chars],
                 [config.max_tokens, config.max_task_tokens, config.temperature, config.top_p],
                 list(config.refusal_patterns),
             ]

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nightschool_server import chat
+from nightschool_server.agent.formats import ActionFormat, action_format
 from nightschool_server.agent.loop import Episode, EpisodeResult, Limits, LiveActor, run_episode
 from nightschool_server.agent.toolbox import Toolbox
 from nightschool_server.app import EvaluationTask, is_correct
@@ -21,7 +22,6 @@ from nightschool_server.engine import Delta, Prompt, Sampling
 from nightschool_server.errors import ContextOverflowError
 from nightschool_server.tools.state import ToolState
 
-from nightschool_learner.actions import action_key
 from nightschool_learner.comparison import ANSWERED
 from nightschool_learner.evaluation_results import GREEDY, TaskResult
 from nightschool_learner.sampling import AdapterSampler, AnswerSampler, derive_seed
@@ -64,24 +64,34 @@ class Examiner:
     async def examine(self, task: EvaluationTask, adapter: str, draw: int) -> TaskResult:
         """One draw of one held-out task on one adapter."""
         images = await asyncio.to_thread(read_images, task)
-        app, config = self.cycle.app, self.cycle.config.evaluate
-        state = ToolState.initial(app, self.root)
-        limits = Limits(app.max_steps, config.max_tokens, config.max_task_tokens, MAX_TASK_S)
-        messages = (chat.system(app.system_prompt), chat.user(task.prompt, list(images)))
+        state = ToolState.initial(self.cycle.app, self.root)
+        head = (chat.system(self.cycle.app.system_prompt), chat.user(task.prompt, list(images)))
+        messages, limits = self._written.begin(head, self.tools.tools), self._limits
         try:
             result = await run_episode(Episode(messages, state, limits, images), self._actor(task, adapter, draw))
         except ContextOverflowError as error:
-            return TaskResult(task.id, task.family, False, str(error), OVERFLOW, 0, 0, 0, draw)
+            return TaskResult(task.id, task.family, False, str(error), OVERFLOW, 0, 0, 0, draw=draw)
         await asyncio.to_thread(result.state.discard)
         return self._described(judge(task, result, draw), result)
 
+    @property
+    def _written(self) -> ActionFormat:
+        return action_format(self.cycle.agent)
+
+    @property
+    def _limits(self) -> Limits:
+        config, app = self.cycle.config.evaluate, self.cycle.app
+        malformed = self.cycle.agent.max_malformed_steps
+        return Limits(app.max_steps, config.max_tokens, config.max_task_tokens, MAX_TASK_S, malformed)
+
     def _actor(self, task: EvaluationTask, adapter: str, draw: int) -> LiveActor:
-        sampler = AdapterSampler(self.sampler, adapter)
+        sampler, written = AdapterSampler(self.sampler, adapter), self._written
         if draw == GREEDY:
-            return LiveActor(sampler, self.tools, Sampling(temperature=0.0))
+            return LiveActor(sampler, self.tools, Sampling(temperature=0.0), action_format=written)
         config = self.cycle.config.evaluate
+        drawn = DrawSampler(sampler, derive_seed(0, self.set_digest, task.id, draw))
         sampling = Sampling(temperature=config.temperature, top_p=config.top_p)
-        return LiveActor(DrawSampler(sampler, derive_seed(0, self.set_digest, task.id, draw)), self.tools, sampling)
+        return LiveActor(drawn, self.tools, sampling, action_format=written)
 
     def _described(self, verdict: TaskResult, result: EpisodeResult) -> TaskResult:
         """The verdict with what was done on the way."""
@@ -94,7 +104,7 @@ class Examiner:
             num_external=sum(self.tools.is_external(call.name) for call in calls),
             num_unsafe=sum(_matches(self.cycle.app.unsafe, text) for text in done),
             refused=verdict.outcome == ANSWERED and _matches(refusals, verdict.answer, re.IGNORECASE),
-            actions=tuple(_digest(action_key(step.text)) for step in result.steps),
+            actions=tuple(_digest(self._written.key(step.text)) for step in result.steps),
         )
 
 
@@ -109,6 +119,7 @@ def judge(task: EvaluationTask, result: EpisodeResult, draw: int = GREEDY) -> Ta
         num_steps=result.num_steps,
         num_tool_errors=result.num_tool_errors,
         completion_tokens=result.usage.completion_tokens,
+        num_simulated=result.num_simulated,
         draw=draw,
     )
 

@@ -11,16 +11,15 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from nightschool_server.agent.episode import Episode, Limits
+from nightschool_server.agent.formats import action_format
 from nightschool_server.agent.loop import run_episode
 from nightschool_server.agent.toolbox import open_tools
-from nightschool_server.app import App
-from nightschool_server.chat import system, user
-from nightschool_server.config.practice import ExploreConfig
+from nightschool_server.chat import ToolSpec, system, user
 from nightschool_server.errors import InvalidRequestError
 from nightschool_server.ids import new_id
 from nightschool_server.store.store import Store
@@ -79,6 +78,7 @@ class ExploreStage:
                 sampler=sampler,
                 critic=self.make_critic(cycle, sampler),
                 executor=tools,
+                action_format=action_format(cycle.agent),
                 explored=explored,
                 compared=compared,
             )
@@ -130,7 +130,7 @@ async def _rollout(practice: Practice, cycle: Cycle, task: TaskRow, known: Rollo
     root = workspaces / rollout.id
     state, outcome, answer = "done", "", ""
     try:
-        episode = first_episode(cycle.app, task, root, practice.config)
+        episode = first_episode(cycle, task, root, practice.executor.tools)
         result = await run_episode(episode, PracticeActor(practice, task, rollout.id))
         outcome, answer = result.outcome, result.answer
     except RefusedPickError:
@@ -143,13 +143,16 @@ async def _rollout(practice: Practice, cycle: Cycle, task: TaskRow, known: Rollo
     practice.explored.advance(1, **{outcome: 1})
 
 
-def first_episode(app: App, task: TaskRow, root: Path, config: ExploreConfig) -> Episode:
+def first_episode(cycle: Cycle, task: TaskRow, root: Path, tools: Sequence[ToolSpec]) -> Episode:
     """The episode in which a task begins, as a live one would."""
+    app, config = cycle.app, cycle.config.explore
     head = (system(app.system_prompt),) if app.system_prompt else ()
     limits = Limits(
         max_steps=config.max_steps or app.max_steps,
         max_step_tokens=config.max_tokens,
         max_tokens=config.max_tokens * (config.max_steps or app.max_steps),
         max_time_s=NO_TIME_LIMIT_S,
+        max_malformed_steps=cycle.agent.max_malformed_steps,
     )
-    return Episode((*head, user(task.prompt, task.images)), ToolState.initial(app, root), limits)
+    messages = action_format(cycle.agent).begin((*head, user(task.prompt, task.images)), tools)
+    return Episode(messages, ToolState.initial(app, root), limits)

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nightschool_server.agent.formats import action_format
 from nightschool_server.chat import ToolSpec, messages_from_json, template_messages, template_tools
 from nightschool_server.store.store import Store
 
@@ -29,7 +30,7 @@ ANCHORS_FILE = "anchors.jsonl"
 
 
 def export_rows(store: Store, cycle_id: str, tools: Sequence[ToolSpec] = ()) -> list[dict[str, Any]]:
-    """Every pair of the cycle, in the order in which they were practised. `tools` are the application's."""
+    """Every pair of the cycle, in the order in which they were practised, beside the `tools` of their prompts."""
     rows = store.query(
         "SELECT p.id, p.kind, p.margin, s.history, c.text AS chosen, c.token_ids AS chosen_ids, "
         " r.text AS rejected, r.token_ids AS rejected_ids, s.simulated OR c.simulated OR r.simulated AS simulated "
@@ -83,12 +84,17 @@ def export_anchors(steps: Sequence[DecidedStep], tools: Sequence[ToolSpec] = ())
 
 def write_pairs_file(cycle: Cycle) -> Path:
     """Write the cycle's pairs.jsonl, whole or not at all. Returns its path."""
-    return _write_rows(cycle.folder / PAIRS_FILE, export_rows(cycle.store, cycle.id, cycle.app.specs))
+    return _write_rows(cycle.folder / PAIRS_FILE, export_rows(cycle.store, cycle.id, _shown_tools(cycle)))
 
 
 def write_anchors_file(cycle: Cycle, steps: Sequence[DecidedStep]) -> Path:
     """Write the cycle's anchors.jsonl, whole or not at all. Returns its path."""
-    return _write_rows(cycle.folder / ANCHORS_FILE, export_anchors(steps, cycle.app.specs))
+    return _write_rows(cycle.folder / ANCHORS_FILE, export_anchors(steps, _shown_tools(cycle)))
+
+
+def _shown_tools(cycle: Cycle) -> tuple[ToolSpec, ...]:
+    """The tools that the chat template was given when the cycle practised."""
+    return action_format(cycle.agent).shown(cycle.tools)
 
 
 def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> Path:

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from nightschool_server.agent.toolcalls import parse_answer
+from nightschool_server.agent.formats import TOOL_CALLS, ActionFormat, action_format
 from nightschool_server.config.practice import PairsConfig
 from nightschool_server.ids import new_id
 
@@ -60,7 +60,7 @@ class Selection:
     dropped: Mapping[str, int]
 
 
-def pairs_of(step: DecidedStep) -> list[Pair]:
+def pairs_of(step: DecidedStep, written: ActionFormat = TOOL_CALLS) -> list[Pair]:
     """Every pair that the step supports, surest first."""
     if step.step.picked_by not in ("facts", "critic") or step.step.picked is None:
         return []
@@ -75,14 +75,16 @@ def pairs_of(step: DecidedStep) -> list[Pair]:
         if margin is None:
             continue
         kind: Kind = "ran_vs_failed" if rival.failure else "both_ran"
-        found.append(_pair(step, chosen, rival, kind, margin))
+        found.append(_pair(step, rival, kind, margin, written))
     return sorted(found, key=lambda p: (-p.margin, p.rejected))
 
 
-def select(steps: Sequence[DecidedStep], config: PairsConfig, seed: int) -> Selection:
+def select(
+    steps: Sequence[DecidedStep], config: PairsConfig, seed: int, written: ActionFormat = TOOL_CALLS
+) -> Selection:
     """Apply the caps; which pairs go where a cap bites is drawn from `seed`."""
     dropped: Counter[str] = Counter()
-    supported = [pairs_of(step) for step in steps]
+    supported = [pairs_of(step, written) for step in steps]
     usable = [[pair for pair in pairs if config.train_on_simulated or not pair.simulated] for pairs in supported]
     dropped["simulated"] = sum(map(len, supported)) - sum(map(len, usable))
     supply = [pair for pairs in usable for pair in pairs[: config.max_per_step]]
@@ -116,7 +118,8 @@ class PairsStage:
 
     async def run(self, cycle: Cycle) -> Ending | None:
         config = cycle.config.pairs
-        selection = select(practice_records.decided_steps(cycle.store, cycle.id), config, cycle.seed)
+        written = action_format(cycle.agent)
+        selection = select(practice_records.decided_steps(cycle.store, cycle.id), config, cycle.seed, written)
         rows = [
             (new_id("pair"), cycle.id, p.step_id, p.chosen, p.rejected, p.kind, p.margin, time.time())
             for p in selection.pairs
@@ -131,8 +134,9 @@ class PairsStage:
         anchors = select_anchors(
             sound,
             max(config.min_anchors, round(config.anchors_per_pair * len(selection.pairs))),
-            config.min_anchor_probability,
-            cycle.seed,
+            min_probability=config.min_anchor_probability,
+            seed=cycle.seed,
+            action_format=written,
         )
         counts["anchors"] = len(anchors)
         if len(sound) < len(agreed):
@@ -149,12 +153,12 @@ class PairsStage:
         return None
 
 
-def _pair(step: DecidedStep, chosen: CandidateRow, rejected: CandidateRow, kind: Kind, margin: float) -> Pair:
-    calls = parse_answer(chosen.text).calls
+def _pair(step: DecidedStep, rejected: CandidateRow, kind: Kind, margin: float, written: ActionFormat) -> Pair:
+    chosen = next(c for c in step.candidates if c.position == step.step.picked)
     return Pair(
         step_id=step.step.id,
         task_id=step.task_id,
-        tool=calls[0].name if calls else "",
+        tool=written.tool_of(chosen.text),
         chosen=chosen.id,
         rejected=rejected.id,
         kind=kind,

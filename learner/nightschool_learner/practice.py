@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from nightschool_server.agent.episode import Episode, Execution, Step, Usage
 from nightschool_server.agent.executors import ToolExecutor
+from nightschool_server.agent.formats import ActionFormat
 from nightschool_server.agent.loop import execute
 from nightschool_server.chat import Message, ToolResult, messages_to_json, num_simulated
 from nightschool_server.config.practice import ExploreConfig
@@ -50,6 +51,7 @@ class Practice:
     sampler: AnswerSampler
     critic: Critic
     executor: ToolExecutor
+    action_format: ActionFormat
     explored: Progress
     compared: Progress
 
@@ -101,7 +103,7 @@ class PracticeActor:
         self, episode: Episode, position: int
     ) -> tuple[StepRow, list[CandidateRow], dict[int, Execution]]:
         samples = await self._samples(episode, position)
-        actions = merge(samples)
+        actions = merge(samples, self._practice.action_format)
         executions = dict(enumerate(await asyncio.gather(*(self._run_action(action, episode) for action in actions))))
         history = messages_to_json(episode.messages)
         step = StepRow(
@@ -139,7 +141,8 @@ class PracticeActor:
         )
 
     async def _call(self, episode: Episode, sampling: Sampling) -> tuple[Sample, ...]:
-        prompt = Prompt(episode.messages, self._practice.executor.tools, episode.images)
+        tools = self._practice.action_format.shown(self._practice.executor.tools)
+        prompt = Prompt(episode.messages, tools, episode.images)
         return (await self._practice.sampler.sample(prompt, sampling, adapter=self._practice.adapter)).answers
 
     async def _run_action(self, action: Action, episode: Episode) -> Execution:
@@ -154,6 +157,7 @@ class PracticeActor:
             self._practice.executor,
             finish_reason="length" if cut else "stop",
             limits=episode.limits_left,
+            action_format=self._practice.action_format,
         )
 
     async def _pick(self, episode: Episode, step: StepRow, candidates: Sequence[CandidateRow]) -> int:

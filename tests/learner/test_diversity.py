@@ -37,7 +37,7 @@ def draws(
     """Four draws a task, and the greedy one, which must not count."""
     return [
         TaskResult(
-            f"t{task}", "f", draw != GREEDY and solved(task, draw), action(task, draw), "answered", 1, 0, 9, draw,
+            f"t{task}", "f", draw != GREEDY and solved(task, draw), action(task, draw), "answered", 1, 0, 9, draw=draw,
             actions=(action(task, draw),),
         )
         for task in range(num_tasks)

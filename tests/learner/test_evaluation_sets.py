@@ -76,7 +76,7 @@ def test_results_of_one_basis_are_not_seen_from_another(store: Store) -> None:
     assert records.enqueue(store, "manual", "test") is not None
     cycle = records.open_cycle(store)
     assert cycle is not None
-    result = TaskResult("a-0", "a", True, "0", "answered", 2, 1, 30, 3, 1, 2, 3, True, ("x", "y"))
+    result = TaskResult("a-0", "a", True, "0", "answered", 2, 1, 30, 4, 3, 1, 2, 3, True, ("x", "y"))
     insert_results(store, Basis("s", "p"), cycle.id, [("base", result)])
     assert results_of(store, Basis("s", "p"), "base") == {("a-0", 3): result}
     assert results_of(store, Basis("t", "p"), "base") == {}

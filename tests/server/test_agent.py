@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 from nightschool_server import chat
-from nightschool_server.agent.executors import ClientExecutor, RoutingExecutor, ToolExecutor
+from nightschool_server.agent.executors import ClientAnswer, ClientExecutor, RoutingExecutor, ToolExecutor
 from nightschool_server.agent.loop import (
     Episode,
     EpisodeResult,
@@ -283,8 +283,9 @@ async def test_practice_asks_the_simulator_in_a_fork_and_live_calls_never_do(
     assert not malformed.observations[0].parts[0].simulated, "nobody was asked"  # type: ignore[union-attr]
 
 
-async def echo(call: ToolCall) -> ToolResult:
-    return ToolResult(call.id, call.name, call.arguments * 1000, is_error="fail" in call.arguments)
+async def echo(call: ToolCall) -> ClientAnswer:
+    content = call.arguments * 1000
+    return ClientAnswer(ToolResult(call.id, call.name, content, is_error="fail" in call.arguments))
 
 
 async def test_the_client_runs_its_own_tools_and_the_workers_theirs(executor: ToolExecutor, state: ToolState) -> None:
@@ -304,7 +305,7 @@ async def test_the_client_runs_its_own_tools_and_the_workers_theirs(executor: To
 
 
 async def test_a_client_that_does_not_answer_is_an_observation(state: ToolState) -> None:
-    async def never(call: ToolCall) -> ToolResult:
+    async def never(call: ToolCall) -> ClientAnswer:
         await asyncio.Event().wait()
         raise AssertionError
 

@@ -10,7 +10,8 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from nightschool_server.agent.arguments import arguments_fault, schema_fault
@@ -22,7 +23,17 @@ from nightschool_server.tools.workers import DEFAULT_MAX_OUTPUT_CHARS, ToolFailu
 
 DEFAULT_CLIENT_TIMEOUT_S = 60.0
 
-ClientCallback = Callable[[ToolCall], Awaitable[ToolResult]]
+
+@dataclass(frozen=True)
+class ClientAnswer:
+    """What a client gave back for a call."""
+
+    result: ToolResult
+    images: Mapping[str, bytes] = field(default_factory=dict)
+    """Encoded bytes of the result's images, by sha256."""
+
+
+ClientCallback = Callable[[ToolCall], Awaitable[ClientAnswer]]
 """Sends a call to the client and waits for its result; cancelled at the deadline."""
 
 
@@ -81,25 +92,26 @@ class ClientExecutor:
         started, timeout_s = time.perf_counter(), min(self._timeout_s, max_s)
         try:
             async with asyncio.timeout(timeout_s) as deadline:
-                result = await self._callback(call)
+                answer = await self._callback(call)
         except TimeoutError:
             if not deadline.expired():
                 raise
             fault = f"the client did not answer within {timeout_s:.3g} s"
             return failed("timeout", fault, state, time.perf_counter() - started)
-        content = truncate(result.content, self._max_output_chars)
-        failure: ToolFailure = "execution" if result.is_error else ""
-        return ToolOutcome(content, result.is_error, failure, state, time.perf_counter() - started)
+        content = truncate(answer.result.content, self._max_output_chars)
+        failure: ToolFailure = "execution" if answer.result.is_error else ""
+        seconds = time.perf_counter() - started
+        return ToolOutcome(content, answer.result.is_error, failure, state, seconds, answer.images)
 
 
 class RoutingExecutor:
     """Several executors as one, by the tool's name."""
 
-    def __init__(self, application: ToolExecutor, client: ToolExecutor) -> None:
-        """Raises InvalidRequestError where both bring a tool of the same name."""
+    def __init__(self, application: ToolExecutor, client: ToolExecutor, order: Sequence[str] = ()) -> None:
+        """`order` is `App.tool_order`. Raises InvalidRequestError where both bring a tool of the same name."""
         named = [(where, spec) for where, e in _places(application, client) for spec in e.tools]
         _check_names(named)
-        self.tools: tuple[ToolSpec, ...] = tuple(spec for _, spec in named)
+        self.tools: tuple[ToolSpec, ...] = in_order([spec for _, spec in named], order)
         self._by_name = {spec.name: e for _, e in _places(application, client) for spec in e.tools}
 
     def is_read_only(self, name: str) -> bool:
@@ -109,6 +121,12 @@ class RoutingExecutor:
     async def run(self, call: ToolCall, state: ToolState, *, max_s: float = math.inf) -> ToolOutcome:
         executor = self._by_name.get(call.name)
         return unknown(call, self.tools, state) if executor is None else await executor.run(call, state, max_s=max_s)
+
+
+def in_order(tools: Sequence[ToolSpec], order: Sequence[str]) -> tuple[ToolSpec, ...]:
+    """The tools that `order` names, as it names them, then the others as they come."""
+    places = {name: place for place, name in enumerate(order)}
+    return tuple(sorted(tools, key=lambda spec: places.get(spec.name, len(places))))
 
 
 def _places(application: ToolExecutor, client: ToolExecutor) -> tuple[tuple[str, ToolExecutor], ...]:

@@ -15,6 +15,12 @@ CREATE TABLE adapters (
     deleted_at REAL
 );
 INSERT INTO "adapters" VALUES('0001-aaaaaaaa',1,'aaaaaaaa','active','base','cycle_1',4,8.0,'["q_proj"]',10,'{}',1.0,NULL);
+CREATE TABLE blob_holders (
+    caller TEXT NOT NULL,
+    sha256 TEXT NOT NULL REFERENCES blobs(sha256),
+    created_at REAL NOT NULL,
+    PRIMARY KEY (caller, sha256)
+);
 CREATE TABLE blobs (
     sha256 TEXT PRIMARY KEY,
     size_bytes INTEGER NOT NULL,
@@ -80,26 +86,10 @@ CREATE TABLE cycles (
     ended_at REAL
 );
 INSERT INTO "cycles" VALUES('cycle_1','promoted','manual','try','[]','{}',0,NULL,NULL,'',NULL,0,NULL,NULL,1.0,NULL,NULL);
-CREATE TABLE evaluation_judgements (
-    cycle_id TEXT NOT NULL REFERENCES cycles(id),
-    task_id TEXT NOT NULL,
-    candidate_first INTEGER NOT NULL,
-    winner TEXT NOT NULL CHECK (winner IN ('candidate', 'incumbent', 'none')),
-    margin REAL NOT NULL,
-    -- Nats, in favour of the candidate.
-    raw TEXT NOT NULL,
-    prompt_tokens INTEGER NOT NULL,
-    created_at REAL NOT NULL,
-    PRIMARY KEY (cycle_id, task_id, candidate_first)
-);
-CREATE TABLE "evaluation_results" (
+CREATE TABLE evaluation_results (
     set_digest TEXT NOT NULL,
-    protocol TEXT NOT NULL,
-    -- Digest of what else a result depends on: base model, system prompt, tools, limits, sampling.
     adapter TEXT NOT NULL,
     task_id TEXT NOT NULL,
-    draw INTEGER NOT NULL,
-    -- 0: the greedy answer; others: sampled ones.
     family TEXT NOT NULL,
     success INTEGER NOT NULL,
     answer TEXT NOT NULL,
@@ -107,28 +97,11 @@ CREATE TABLE "evaluation_results" (
     num_steps INTEGER NOT NULL,
     num_tool_errors INTEGER NOT NULL,
     completion_tokens INTEGER NOT NULL,
-    num_unreadable INTEGER NOT NULL DEFAULT 0,
-    num_external INTEGER NOT NULL DEFAULT 0,
-    num_unsafe INTEGER NOT NULL DEFAULT 0,
-    refused INTEGER NOT NULL DEFAULT 0,
-    actions TEXT NOT NULL DEFAULT '[]',
-    -- JSON: a digest of each step's action.
     cycle_id TEXT REFERENCES cycles(id),
-    created_at REAL NOT NULL,
-    PRIMARY KEY (set_digest, protocol, adapter, task_id, draw)
+    created_at REAL NOT NULL, num_simulated INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (set_digest, adapter, task_id)
 );
-INSERT INTO "evaluation_results" VALUES('s','','base','t1',0,'stock',1,'4','answered',2,0,30,0,0,0,0,'[]','cycle_1',3.0);
-CREATE TABLE evaluation_sets (
-    digest TEXT PRIMARY KEY,
-    app TEXT NOT NULL,
-    version INTEGER NOT NULL,
-    -- 1 for the application's first set, and so on.
-    n INTEGER NOT NULL,
-    families TEXT NOT NULL,
-    -- JSON: family -> {n, digest}.
-    created_at REAL NOT NULL,
-    UNIQUE (app, version)
-);
+INSERT INTO "evaluation_results" VALUES('s','base','t1','stock',1,'4','answered',2,0,30,'cycle_1',3.0,0);
 CREATE TABLE evaluations (
     id TEXT PRIMARY KEY,
     cycle_id TEXT REFERENCES cycles(id),
@@ -148,8 +121,8 @@ CREATE TABLE evaluations (
     reasons TEXT NOT NULL,
     families TEXT NOT NULL,
     created_at REAL NOT NULL
-, set_version INTEGER NOT NULL DEFAULT 0, protocol TEXT NOT NULL DEFAULT '', detectable REAL NOT NULL DEFAULT 0, rules TEXT NOT NULL DEFAULT '[]', sampled TEXT NOT NULL DEFAULT 'null', early_stop TEXT NOT NULL DEFAULT 'null', judge TEXT NOT NULL DEFAULT 'null', ability TEXT NOT NULL DEFAULT 'null', notes TEXT NOT NULL DEFAULT '[]', thresholds TEXT NOT NULL DEFAULT '{}');
-INSERT INTO "evaluations" VALUES('eval_1','cycle_1','0001-aaaaaaaa','base','s',400,0.6,0.9,0.2,0.4,0.95,130,10,0.0001,1,'[]','[]',3.0,0,'',0.0,'[]','null','null','null','null','[]','{}');
+);
+INSERT INTO "evaluations" VALUES('eval_1','cycle_1','0001-aaaaaaaa','base','s',400,0.6,0.9,0.2,0.4,0.95,130,10,0.0001,1,'[]','[]',3.0);
 CREATE TABLE events (
     id INTEGER PRIMARY KEY,
     at REAL NOT NULL,
@@ -301,6 +274,11 @@ CREATE TABLE steps (
     UNIQUE (rollout_id, position)
 );
 INSERT INTO "steps" VALUES('step_1','roll_1',0,'[]',0,'critic',2.0,0);
+CREATE TABLE task_blobs (
+    task_id TEXT NOT NULL REFERENCES tasks(id) ON DELETE CASCADE,
+    sha256 TEXT NOT NULL REFERENCES blobs(sha256),
+    PRIMARY KEY (task_id, sha256)
+);
 CREATE TABLE task_seeds (
     task_id TEXT NOT NULL REFERENCES tasks(id) ON DELETE CASCADE,
     response_id TEXT NOT NULL REFERENCES requests(id) ON DELETE CASCADE,
@@ -317,10 +295,10 @@ CREATE TABLE tasks (
     -- 'kept' or the reason for which it was dropped.
     raw TEXT NOT NULL,
     tokens INTEGER NOT NULL DEFAULT 0,
-    created_at REAL NOT NULL,
+    created_at REAL NOT NULL, files TEXT NOT NULL DEFAULT '[]',
     UNIQUE (cycle_id, slot)
 );
-INSERT INTO "tasks" VALUES('task_1','cycle_1',0,'a task','[]','kept','[]',3,2.0);
+INSERT INTO "tasks" VALUES('task_1','cycle_1',0,'a task','[]','kept','[]',3,2.0,'[]');
 CREATE TABLE tokens (
     name TEXT PRIMARY KEY,
     scope TEXT NOT NULL CHECK (scope IN ('user', 'admin')),
@@ -334,5 +312,9 @@ CREATE UNIQUE INDEX requests_request_id ON requests (caller, request_id) WHERE r
 CREATE INDEX requests_created ON requests (created_at);
 CREATE UNIQUE INDEX feedback_request_id ON feedback (caller, request_id) WHERE request_id IS NOT NULL;
 CREATE INDEX feedback_response ON feedback (response_id);
+CREATE INDEX blob_holders_sha256 ON blob_holders (sha256);
+CREATE INDEX blob_holders_created ON blob_holders (created_at);
+CREATE INDEX request_blobs_sha256 ON request_blobs (sha256);
+CREATE INDEX task_blobs_sha256 ON task_blobs (sha256);
 COMMIT;
 PRAGMA user_version = 3;

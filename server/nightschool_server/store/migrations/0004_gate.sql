@@ -27,6 +27,8 @@ CREATE TABLE evaluation_results_new (
     num_steps INTEGER NOT NULL,
     num_tool_errors INTEGER NOT NULL,
     completion_tokens INTEGER NOT NULL,
+    num_simulated INTEGER NOT NULL DEFAULT 0,
+    -- Observations of the episode that a simulator gave.
     num_unreadable INTEGER NOT NULL DEFAULT 0,
     num_external INTEGER NOT NULL DEFAULT 0,
     num_unsafe INTEGER NOT NULL DEFAULT 0,
@@ -39,10 +41,10 @@ CREATE TABLE evaluation_results_new (
 );
 INSERT INTO evaluation_results_new (
     set_digest, protocol, adapter, task_id, draw, family, success, answer, outcome, num_steps, num_tool_errors,
-    completion_tokens, cycle_id, created_at
+    completion_tokens, num_simulated, cycle_id, created_at
 )
 SELECT set_digest, '', adapter, task_id, 0, family, success, answer, outcome, num_steps, num_tool_errors,
-    completion_tokens, cycle_id, created_at
+    completion_tokens, num_simulated, cycle_id, created_at
 FROM evaluation_results;
 DROP TABLE evaluation_results;
 ALTER TABLE evaluation_results_new RENAME TO evaluation_results;
