@@ -17,6 +17,7 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nightschool_server.agent.limits import call_limits
 from nightschool_server.agent.toolbox import open_tools
 from nightschool_server.app import EvaluationTask, load_evaluation
 from nightschool_server.errors import AppError
@@ -71,7 +72,13 @@ class EvaluateStage:
 async def _measure(cycle: Cycle, units: list[Unit], results: Results) -> None:
     config = cycle.config.evaluate
     with tempfile.TemporaryDirectory(prefix="evaluate-", dir=cycle.folder) as root:
-        opening = open_tools(cycle.app, cycle.app_ref, num_workers=config.num_tool_workers, purpose="practice")
+        opening = open_tools(
+            cycle.app,
+            cycle.app_ref,
+            num_workers=config.num_tool_workers,
+            limits=call_limits(cycle.agent),
+            purpose="practice",
+        )
         async with opening as tools:
             examiner = Examiner(cycle, PracticeSampler(cycle), tools, Path(root), results.basis.set_digest)
 
@@ -96,7 +103,7 @@ def held_out_tasks(cycle: Cycle) -> EvaluationSet:
 async def basis_of(cycle: Cycle, held_out: EvaluationSet) -> Basis:
     """What the cycle's results rest on: the set, the model that serves now, the application, the limits."""
     status = await patiently(cycle, cycle.client.admin.status)
-    protocol = evaluation_sets.protocol_of(cycle.app, cycle.config.evaluate, cycle.agent, status.base_model_digest)
+    protocol = evaluation_sets.protocol_of(cycle, status.base_model_digest)
     return Basis(held_out.digest, protocol)
 
 

@@ -10,19 +10,19 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from nightschool_server.agent.formats import action_format
+from nightschool_server.agent.limits import call_limits
 from nightschool_server.chat import canonical_json
 from nightschool_server.evaluation_set import EvaluationSet, digest_of
 
 from nightschool_learner.evaluation_results import Basis
+from nightschool_learner.examiner import task_limits
+from nightschool_learner.stages import Cycle
 
 if TYPE_CHECKING:
-    from nightschool_server.app import App
-    from nightschool_server.config.serving import AgentConfig
-    from nightschool_server.config.training import EvaluateConfig
     from nightschool_server.store.store import Store
 
 
@@ -38,11 +38,12 @@ class SetVersion:
     """`{"n", "digest"}` by family."""
 
 
-def protocol_of(app: App, config: EvaluateConfig, agent: AgentConfig, base_model_digest: str) -> str:
+def protocol_of(cycle: Cycle, base_model_digest: str) -> str:
     """Digest of everything but set and adapter that a result depends on and that can be named.
 
     Neither the code of the tools nor what MCP servers offer is in it: after a change of these, change the set, too.
     """
+    app, config = cycle.app, cycle.config.evaluate
     return hashlib.sha256(
         canonical_json(
             [
@@ -51,8 +52,8 @@ def protocol_of(app: App, config: EvaluateConfig, agent: AgentConfig, base_model
                 [[spec.name, spec.description, spec.schema, spec.strict] for spec in app.specs],
                 [[server.name for server in app.mcp], list(app.tool_order)],
                 dict(app.initial_state),
-                [app.max_steps, action_format(agent).name, agent.max_malformed_steps, agent.max_output_chars],
-                [config.max_tokens, config.max_task_tokens, config.temperature, config.top_p],
+                [action_format(cycle.agent).name, asdict(task_limits(cycle)), asdict(call_limits(cycle.agent))],
+                [config.temperature, config.top_p],
                 list(config.refusal_patterns),
             ]
         ).encode()

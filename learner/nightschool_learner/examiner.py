@@ -15,6 +15,7 @@ from pathlib import Path
 
 from nightschool_server import chat
 from nightschool_server.agent.formats import ActionFormat, action_format
+from nightschool_server.agent.limits import episode_limits
 from nightschool_server.agent.loop import Episode, EpisodeResult, Limits, LiveActor, run_episode
 from nightschool_server.agent.toolbox import Toolbox
 from nightschool_server.app import EvaluationTask, is_correct
@@ -66,7 +67,7 @@ class Examiner:
         images = await asyncio.to_thread(read_images, task)
         state = ToolState.initial(self.cycle.app, self.root)
         head = (chat.system(self.cycle.app.system_prompt), chat.user(task.prompt, list(images)))
-        messages, limits = self._written.begin(head, self.tools.tools), self._limits
+        messages, limits = self._written.begin(head, self.tools.tools), task_limits(self.cycle)
         try:
             result = await run_episode(Episode(messages, state, limits, images), self._actor(task, adapter, draw))
         except ContextOverflowError as error:
@@ -77,12 +78,6 @@ class Examiner:
     @property
     def _written(self) -> ActionFormat:
         return action_format(self.cycle.agent)
-
-    @property
-    def _limits(self) -> Limits:
-        config, app = self.cycle.config.evaluate, self.cycle.app
-        malformed = self.cycle.agent.max_malformed_steps
-        return Limits(app.max_steps, config.max_tokens, config.max_task_tokens, MAX_TASK_S, malformed)
 
     def _actor(self, task: EvaluationTask, adapter: str, draw: int) -> LiveActor:
         sampler, written = AdapterSampler(self.sampler, adapter), self._written
@@ -106,6 +101,17 @@ class Examiner:
             refused=verdict.outcome == ANSWERED and _matches(refusals, verdict.answer, re.IGNORECASE),
             actions=tuple(_digest(self._written.key(step.text)) for step in result.steps),
         )
+
+
+def task_limits(cycle: Cycle) -> Limits:
+    """What the episode of one held-out task may use up."""
+    return episode_limits(
+        cycle.agent,
+        max_steps=cycle.app.max_steps,
+        max_step_tokens=cycle.config.evaluate.max_tokens,
+        max_tokens=cycle.config.evaluate.max_task_tokens,
+        max_time_s=MAX_TASK_S,
+    )
 
 
 def judge(task: EvaluationTask, result: EpisodeResult, draw: int = GREEDY) -> TaskResult:

@@ -18,6 +18,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
 from nightschool_server.adapters.registry import AdapterRegistry
+from nightschool_server.agent.limits import call_limits
 from nightschool_server.agent.toolbox import Toolbox, open_tools
 from nightschool_server.app import App, load_app
 from nightschool_server.auth import Tokens
@@ -157,7 +158,7 @@ async def _application(config: Config, stack: AsyncExitStack) -> tuple[App | Non
     if not config.app:
         return None, Toolbox()
     app, agent = load_app(config.app), config.agent
-    opening = open_tools(app, config.app, num_workers=agent.num_tool_workers, max_output_chars=agent.max_output_chars)
+    opening = open_tools(app, config.app, num_workers=agent.num_tool_workers, limits=call_limits(agent))
     return app, await stack.enter_async_context(opening)
 
 

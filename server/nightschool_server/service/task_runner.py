@@ -23,6 +23,7 @@ from nightschool_server.agent import episode
 from nightschool_server.agent import loop as agent
 from nightschool_server.agent.executors import ClientExecutor, RoutingExecutor, ToolExecutor
 from nightschool_server.agent.formats import action_format
+from nightschool_server.agent.limits import episode_limits
 from nightschool_server.app import App
 from nightschool_server.auth import Caller
 from nightschool_server.engine import Delta, Sampling
@@ -182,12 +183,12 @@ class TaskRunner:
         start = episode.Episode(
             messages=written.begin(with_system_prompt(runtime.app, call.messages), executor.tools),
             state=initial_state(runtime.app, root),
-            limits=episode.Limits(
+            limits=episode_limits(
+                config,
                 max_steps=call.max_steps or self._max_steps,
                 max_step_tokens=call.sampling.max_tokens,
                 max_tokens=config.max_task_tokens,
                 max_time_s=config.max_task_s,
-                max_malformed_steps=config.max_malformed_steps,
             ),
             images=images,
         )
@@ -201,7 +202,12 @@ class TaskRunner:
         runtime = self._runtime
         if not call.tools:
             return runtime.tools
-        theirs = ClientExecutor(call.tools, client.ask, max_output_chars=runtime.config.agent.max_output_chars)
+        theirs = ClientExecutor(
+            call.tools,
+            client.ask,
+            timeout_s=runtime.config.agent.client_tool_timeout_s,
+            max_output_chars=runtime.config.agent.max_output_chars,
+        )
         return RoutingExecutor(runtime.tools, theirs, runtime.app.tool_order if runtime.app else ())
 
     @contextmanager
