@@ -17,6 +17,7 @@ from nightschool_server.agent.executors import failed
 from nightschool_server.agent.open_tool import OpenTool, RunCall
 from nightschool_server.app import App
 from nightschool_server.chat import ToolSpec, canonical_json
+from nightschool_server.engines.guidance import strict_fault
 from nightschool_server.errors import AppError
 from nightschool_server.mcp.server import McpServer
 from nightschool_server.tools.call import truncate
@@ -128,7 +129,10 @@ def _spec(server: McpServer, tool: Tool) -> ToolSpec:
         raise AppError(
             f"{server.label}: the schema of its tool {tool.name!r} is wrong: {fault}: leave it out with exclude"
         )
-    return ToolSpec(name, tool.description or tool.title or "", schema)
+    spec = ToolSpec(name, tool.description or tool.title or "", schema, server.strict)
+    if fault := strict_fault(spec):
+        raise AppError(f"{server.label}: {fault}")
+    return spec
 
 
 def _effect(server: McpServer, tool: Tool) -> Effect:
