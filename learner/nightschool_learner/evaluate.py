@@ -20,7 +20,8 @@ from pathlib import Path
 from nightschool_server import chat
 from nightschool_server.agent.executors import ToolExecutor
 from nightschool_server.agent.formats import action_format
-from nightschool_server.agent.loop import Episode, EpisodeResult, Limits, LiveActor, run_episode
+from nightschool_server.agent.limits import call_limits, episode_limits
+from nightschool_server.agent.loop import Episode, EpisodeResult, LiveActor, run_episode
 from nightschool_server.agent.toolbox import open_tools
 from nightschool_server.app import EvaluationTask, is_correct, load_evaluation
 from nightschool_server.config.training import EvaluateConfig
@@ -70,7 +71,13 @@ class EvaluateStage:
             return None
         config = cycle.config.evaluate
         with tempfile.TemporaryDirectory(prefix="evaluate-", dir=cycle.folder) as root:
-            opening = open_tools(cycle.app, cycle.app_ref, num_workers=config.num_tool_workers, purpose="practice")
+            opening = open_tools(
+                cycle.app,
+                cycle.app_ref,
+                num_workers=config.num_tool_workers,
+                limits=call_limits(cycle.agent),
+                purpose="practice",
+            )
             async with opening as tools:
                 examiner = Examiner(cycle, config, tools, Path(root))
 
@@ -158,12 +165,12 @@ class Examiner:
         images = await asyncio.to_thread(read_images, task)
         app = self.cycle.app
         state = ToolState.initial(app, self.root)
-        limits = Limits(
-            app.max_steps,
-            self.config.max_tokens,
-            self.config.max_task_tokens,
-            MAX_TASK_S,
-            self.cycle.agent.max_malformed_steps,
+        limits = episode_limits(
+            self.cycle.agent,
+            max_steps=app.max_steps,
+            max_step_tokens=self.config.max_tokens,
+            max_tokens=self.config.max_task_tokens,
+            max_time_s=MAX_TASK_S,
         )
         written = action_format(self.cycle.agent)
         head = (chat.system(app.system_prompt), chat.user(task.prompt, list(images)))
@@ -171,9 +178,7 @@ class Examiner:
         sampler = AdapterSampler(PracticeSampler(self.cycle), adapter)
         actor = LiveActor(sampler, self.executor, Sampling(temperature=0.0), action_format=written)
         try:
-            result = await run_episode(
-                Episode(written.begin(messages, self.executor.tools), state, limits, images), actor
-            )
+            result = await run_episode(Episode(messages, state, limits, images), actor)
         except ContextOverflowError as error:
             return TaskResult(task.id, task.family, False, str(error), OVERFLOW, 0, 0, 0)
         await asyncio.to_thread(result.state.discard)

@@ -59,8 +59,8 @@ class App:
     """Names of tools in the order in which the model sees them; those that it does not name come behind, in the order
     of `tools`, `mcp` and the client's. It may name a tool that only a client brings."""
     max_steps: int = 8
-    tool_timeout_s: float = 30.0
-    """Of tools that do not say themselves."""
+    tool_timeout_s: float | None = None
+    """Of tools that do not say themselves. None takes the server's `agent.tool_timeout_s`."""
 
     def __post_init__(self) -> None:
         for name in ("tools", "mcp", "tool_order"):
@@ -69,7 +69,7 @@ class App:
             raise AppError("App(name=...) is empty: give the application a name")
         if not 1 <= self.max_steps <= 100:
             raise AppError(f"app {self.name!r}: max_steps is {self.max_steps}; it must be 1 to 100")
-        if not 0 < self.tool_timeout_s <= 3600:
+        if self.tool_timeout_s is not None and not 0 < self.tool_timeout_s <= 3600:
             raise AppError(
                 f"app {self.name!r}: tool_timeout_s is {self.tool_timeout_s}; it must be above 0, at most 3600"
             )
@@ -93,8 +93,8 @@ class App:
         """What answers in practice in place of an MCP server's tool of that name."""
         return next((tool for server in self.mcp for tool in server.simulators if tool.spec.name == name), None)
 
-    def timeout_s(self, tool: Tool) -> float:
-        """How long a call of `tool` may take."""
+    def timeout_s(self, tool: Tool) -> float | None:
+        """How long a call of `tool` may take, where it or the application says so."""
         return self.tool_timeout_s if tool.timeout_s is None else tool.timeout_s
 
     def _check_tools(self) -> None:

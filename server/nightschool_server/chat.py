@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
+
+UNSEEN_IMAGE = "[image, not shown: this model reads text only]"
 
 Role = Literal["system", "user", "assistant", "tool"]
 
@@ -152,6 +154,11 @@ def num_simulated(messages: Sequence[Message]) -> int:
     return sum(isinstance(part, ToolResult) and part.simulated for message in messages for part in message.parts)
 
 
+def text_only(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """The messages as a model without eyes reads them: a tool's image is a line of its result's text."""
+    return tuple(replace(message, parts=tuple(_text_of_result(part) for part in message.parts)) for message in messages)
+
+
 def template_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """The messages as a chat template reads them.
 
@@ -216,6 +223,12 @@ def _shown(part: Part) -> str:
             return part.line
         case _:
             return ""
+
+
+def _text_of_result(part: Part) -> Part:
+    if not isinstance(part, ToolResult) or not part.images:
+        return part
+    return replace(part, content="\n".join([UNSEEN_IMAGE] * len(part.images) + [part.content]), images=())
 
 
 def _result_content(result: ToolResult) -> str | list[dict[str, str]]:

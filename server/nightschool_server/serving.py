@@ -18,6 +18,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
 from nightschool_server.adapters.registry import AdapterRegistry
+from nightschool_server.agent.limits import call_limits
 from nightschool_server.agent.toolbox import Toolbox, open_tools
 from nightschool_server.app import App, load_app
 from nightschool_server.auth import Tokens
@@ -29,7 +30,7 @@ from nightschool_server.engine_factory import start_engine
 from nightschool_server.errors import FailedPreconditionError, NotFoundError
 from nightschool_server.home import Home
 from nightschool_server.learner_process import LearnerProcess
-from nightschool_server.runtime import Runtime
+from nightschool_server.runtime import Runtime, image_limits_of
 from nightschool_server.service.admin_service import AdminService
 from nightschool_server.service.agent_service import AgentService
 from nightschool_server.service.grpc_port import GrpcPort
@@ -157,7 +158,8 @@ async def _application(config: Config, stack: AsyncExitStack) -> tuple[App | Non
     if not config.app:
         return None, Toolbox()
     app, agent = load_app(config.app), config.agent
-    opening = open_tools(app, config.app, num_workers=agent.num_tool_workers, max_output_chars=agent.max_output_chars)
+    limits = call_limits(agent, image_limits_of(config))
+    opening = open_tools(app, config.app, num_workers=agent.num_tool_workers, limits=limits)
     return app, await stack.enter_async_context(opening)
 
 
