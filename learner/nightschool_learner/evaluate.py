@@ -24,10 +24,13 @@ from nightschool_server.agent.limits import call_limits, episode_limits
 from nightschool_server.agent.loop import Episode, EpisodeResult, LiveActor, run_episode
 from nightschool_server.agent.toolbox import open_tools
 from nightschool_server.app import EvaluationTask, is_correct, load_evaluation
+from nightschool_server.chat import File
 from nightschool_server.config.training import EvaluateConfig
 from nightschool_server.engine import Sampling
 from nightschool_server.errors import AppError, ContextOverflowError
 from nightschool_server.evaluation_set import EvaluationSet
+from nightschool_server.file_names import media_type_of
+from nightschool_server.tools.placing import PlacedFile, place_files
 from nightschool_server.tools.state import ToolState
 
 from nightschool_learner import records
@@ -162,9 +165,9 @@ class Examiner:
 
     async def examine(self, task: EvaluationTask, adapter: str) -> TaskResult:
         """One held-out task on one adapter, from the prompt to the verdict."""
-        images = await asyncio.to_thread(read_images, task)
+        images, files = await asyncio.to_thread(lambda: (read_images(task), read_files(task)))
         app = self.cycle.app
-        state = ToolState.initial(app, self.root)
+        state = await asyncio.to_thread(place_files, ToolState.initial(app, self.root), files)
         limits = episode_limits(
             self.cycle.agent,
             max_steps=app.max_steps,
@@ -173,13 +176,14 @@ class Examiner:
             max_time_s=MAX_TASK_S,
         )
         written = action_format(self.cycle.agent)
-        head = (chat.system(app.system_prompt), chat.user(task.prompt, list(images)))
+        head = (chat.system(app.system_prompt), chat.user(task.prompt, list(images), [one.file for one in files]))
         messages = written.begin(head, self.executor.tools)
         sampler = AdapterSampler(PracticeSampler(self.cycle), adapter)
         actor = LiveActor(sampler, self.executor, Sampling(temperature=0.0), action_format=written)
         try:
             result = await run_episode(Episode(messages, state, limits, images), actor)
         except ContextOverflowError as error:
+            await asyncio.to_thread(state.discard)
             return TaskResult(task.id, task.family, False, str(error), OVERFLOW, 0, 0, 0)
         await asyncio.to_thread(result.state.discard)
         return judge(task, result)
@@ -198,6 +202,16 @@ def judge(task: EvaluationTask, result: EpisodeResult) -> TaskResult:
         completion_tokens=result.usage.completion_tokens,
         num_simulated=result.num_simulated,
     )
+
+
+def read_files(task: EvaluationTask) -> list[PlacedFile]:
+    """The task's files, for its workspace."""
+    found = []
+    for path in task.files:
+        with path.open("rb") as source:
+            sha256 = hashlib.file_digest(source, "sha256").hexdigest()
+        found.append(PlacedFile(File(path.name, media_type_of(path.name), path.stat().st_size, sha256), path))
+    return found
 
 
 def read_images(task: EvaluationTask) -> dict[str, bytes]:
