@@ -61,7 +61,7 @@ def read_evaluation(path: Path) -> EvaluationSet:
         tasks.append(task)
     if not tasks:
         raise AppError(f"evaluation set {path} has no tasks: write one JSON object per line")
-    return EvaluationSet(tuple(tasks), _digest(tuple(tasks)))
+    return EvaluationSet(tuple(tasks), digest_of(tuple(tasks)))
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, EvaluationTask | AppError]]:
@@ -143,7 +143,8 @@ def _paths(folder: Path, names: list[Any], what: str) -> tuple[Path, ...]:
     return tuple(folder / str(name) for name in names)
 
 
-def _digest(tasks: tuple[EvaluationTask, ...]) -> str:
+def digest_of(tasks: tuple[EvaluationTask, ...]) -> str:
+    """sha256 over every task and the bytes of its images and files; their order does not matter."""
     rows = sorted(
         canonical_json(
             [t.id, t.family, t.prompt, t.answer, t.match]

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from nightschool import AsyncClient
 from nightschool_learner import seed_records
-from nightschool_learner.evaluate import Examiner
+from nightschool_learner.examiner import Examiner
 from nightschool_learner.explore import ExploreStage
 from nightschool_learner.pair_export import export_rows
 from nightschool_learner.pairs import PairsStage
 from nightschool_learner.prompts import WrittenTask, critic_messages
+from nightschool_learner.sampling import PracticeSampler
 from nightschool_learner.screening import held_out_of
 from nightschool_learner.seed_records import KEPT, Seed
 from nightschool_learner.seeds import choose_seeds
@@ -125,9 +126,7 @@ async def test_every_candidate_has_the_tasks_files_in_a_fork_of_its_own(store: S
     assert shown == "[file: numbers.txt, text/plain, 5 bytes]\nAdd up numbers.txt"
     rows = store.query("SELECT c.observation, s.position FROM candidates c JOIN steps s ON s.id = c.step_id")
     assert {row["observation"] for row in rows if row["position"] == 0} == {"3 numbers"}, "one more each, not five"
-    assert [row["observation"] for row in rows if row["position"] == 1] == ["10042"], (
-        "the pick wrote 10000"
-    )
+    assert [row["observation"] for row in rows if row["position"] == 1] == ["10042"], "the pick wrote 10000"
     assert (store.query("SELECT outcome FROM rollouts")[0]["outcome"]) == "answered"
     assert not list(store.home.cycles.glob("*/workspaces/*"))
 
@@ -231,7 +230,8 @@ async def test_a_held_out_task_brings_files(store: Store, tmp_path: Path) -> Non
         cycle = replace(cycle_on(store), app=APP, app_ref=APP_REF, client=client)
         async with open_tools(APP, APP_REF, num_workers=1, purpose="practice") as tools:
             root = tmp_path / "root"
-            result = await Examiner(cycle, cycle.config.evaluate, tools, root).examine(held_out.tasks[0], "base")
+            examiner = Examiner(cycle, PracticeSampler(cycle), tools, root, held_out.digest)
+            result = await examiner.examine(held_out.tasks[0], "base", 0)
         await client.close()
     assert (result.success, result.answer, result.num_tool_errors) == (True, "42", 0)
     assert "[file: numbers.txt, text/plain, 5 bytes]" in engine.requests[0].prompt.messages[1].text

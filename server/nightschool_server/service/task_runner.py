@@ -23,7 +23,7 @@ from nightschool_server import chat
 from nightschool_server.agent import episode
 from nightschool_server.agent import loop as agent
 from nightschool_server.agent.executors import ClientExecutor, RoutingExecutor, ToolExecutor
-from nightschool_server.agent.formats import action_format
+from nightschool_server.agent.formats import action_format, call_form, check_form
 from nightschool_server.agent.limits import episode_limits
 from nightschool_server.app import App
 from nightschool_server.auth import Caller
@@ -73,7 +73,10 @@ class TaskRunner:
         self._runtime = runtime
         self._recorder = recorder
         config = runtime.config.agent
-        self._defaults = Sampling(max_tokens=config.max_tokens, temperature=config.temperature)
+        self._form = call_form(config)
+        self._defaults = Sampling(
+            max_tokens=config.max_tokens, temperature=config.temperature, special_tokens=self._form.special_tokens
+        )
 
     async def responses(self, requests: Requests, caller: Caller) -> Responses:
         """Started, what happens, finished. A repeated request_id gets the first one's end."""
@@ -96,6 +99,7 @@ class TaskRunner:
             call = await asyncio.to_thread(wire.task_call, start, self._defaults, limits)
         else:
             call = wire.task_call(start, self._defaults, limits)
+        check_form(self._form, call.tools)
         if start.files:
             files = await asyncio.to_thread(files_of, start.files, "start.files", self._runtime.config.agent)
             call = replace(call, files=files)
