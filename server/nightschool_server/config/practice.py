@@ -139,7 +139,7 @@ class PairsConfig(_Section):
     max_share_failed: Share = 0.5
     """Of pairs in which the rejected candidate failed: they teach format more than judgement."""
     max_length_ratio: Annotated[float, Field(ge=0)] = 1.5
-    """Tokens of chosen answers over those of rejected ones, or the other way round, over the pairs that ran and in which
+    """Tokens of chosen answers over those of rejected ones, or the other way round, over pairs that ran and in which
     both answer or both call. Beyond it those that stretch it most are left out. At least 1; 0: no matching."""
     anchors_per_pair: Annotated[float, Field(ge=0, le=16)] = 1.0
     """Steps on which all candidates agreed, for each pair; training holds their likelihood. 0: none."""
