@@ -35,6 +35,8 @@ GENERATE = Method(f"{_AGENT}/Generate", agent_pb2.GenerateRequest, agent_pb2.Gen
 STREAM_GENERATE = Method(f"{_AGENT}/StreamGenerate", agent_pb2.GenerateRequest, agent_pb2.StreamGenerateResponse)
 RUN_TASK = Method(f"{_AGENT}/RunTask", agent_pb2.RunTaskRequest, agent_pb2.RunTaskResponse)
 RECORD_FEEDBACK = Method(f"{_AGENT}/RecordFeedback", agent_pb2.RecordFeedbackRequest, agent_pb2.RecordFeedbackResponse)
+UPLOAD_BLOB = Method(f"{_AGENT}/UploadBlob", agent_pb2.UploadBlobRequest, agent_pb2.UploadBlobResponse)
+DOWNLOAD_BLOB = Method(f"{_AGENT}/DownloadBlob", agent_pb2.DownloadBlobRequest, agent_pb2.DownloadBlobResponse)
 LIST_MODELS = Method(f"{_AGENT}/ListModels", agent_pb2.ListModelsRequest, agent_pb2.ListModelsResponse)
 
 GET_STATUS = Method(f"{_ADMIN}/GetStatus", admin_pb2.GetStatusRequest, admin_pb2.GetStatusResponse)
@@ -56,5 +58,6 @@ SLEEP_ENGINE = Method(f"{_ADMIN}/SleepEngine", admin_pb2.SleepEngineRequest, adm
 EXPORT_RUN = Method(f"{_ADMIN}/ExportRun", admin_pb2.ExportRunRequest, admin_pb2.ExportRunResponse)
 LIST_TASKS = Method(f"{_ADMIN}/ListTasks", admin_pb2.ListTasksRequest, admin_pb2.ListTasksResponse)
 LIST_PAIRS = Method(f"{_ADMIN}/ListPairs", admin_pb2.ListPairsRequest, admin_pb2.ListPairsResponse)
+GET_PAIR = Method(f"{_ADMIN}/GetPair", admin_pb2.GetPairRequest, admin_pb2.PairDetail)
 EXPORT_PAIRS = Method(f"{_ADMIN}/ExportPairs", admin_pb2.ExportPairsRequest, admin_pb2.ExportPairsResponse)
 FORGET_USER = Method(f"{_ADMIN}/ForgetUser", admin_pb2.ForgetUserRequest, admin_pb2.ForgetUserResponse)

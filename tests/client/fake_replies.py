@@ -81,6 +81,22 @@ def task_script(*calls: content_pb2.ToolCall, server: FakeServer | None = None) 
     return step
 
 
+def pair_detail() -> admin_pb2.PairDetail:
+    """A pair that the critic decided."""
+    said = content_pb2.Message(role=content_pb2.Message.USER, parts=[content_pb2.Part(text="What is [b]1+1[/b]?")])
+    return admin_pb2.PairDetail(
+        pair=admin_pb2.Pair(id="pair_1", cycle_id="cyc_1", task_id="task_1", kind="both_ran", margin=1.5),
+        messages=[said],
+        chosen=admin_pb2.PairSide(text="2", num_samples=3, logprob=-0.5, token_ids=[5]),
+        rejected=admin_pb2.PairSide(text="[3]", num_samples=1, logprob=-2.5, token_ids=[6, 7]),
+        verdicts=[admin_pb2.PairVerdict(chosen_first=True, verdict="first", margin=1.5, raw="A")],
+        task_prompt="What is 1+1?",
+        seed_request_ids=["resp_1"],
+        sampled_by="base",
+        trained="3-abcdef01",
+    )
+
+
 def cycle(state: admin_pb2.Cycle.State.ValueType = admin_pb2.Cycle.PROMOTED, num_done: int = 10) -> admin_pb2.Cycle:
     """A cycle with two stages."""
     ended = state not in (admin_pb2.Cycle.RUNNING, admin_pb2.Cycle.QUEUED)
@@ -104,7 +120,25 @@ def cycle(state: admin_pb2.Cycle.State.ValueType = admin_pb2.Cycle.PROMOTED, num
             admin_pb2.Evaluation(
                 id="eval_1", candidate="4-00ff00ff", incumbent="base", n=400, incumbent_success=0.625,
                 candidate_success=0.94, interval_low=0.26, interval_high=0.37, interval_level=0.95, p_value=1e-9,
-                num_gained=130, num_lost=4, passed=True, reasons=["p below 0.001"],
+                num_gained=130, num_lost=4, passed=True, reasons=["held: significance: p below 0.001"],
+                set_digest="5e7d1935" * 8, set_version=2, detectable=0.07, notes=["the evaluation set changed"],
+                families=[
+                    admin_pb2.FamilyResult(
+                        family="stock", n=50, incumbent_success=0.5, candidate_success=0.9, num_gained=20,
+                        p_value=2e-6, non_inferiority_p=1e-9, provable=True,
+                    )
+                ],
+                rules=[
+                    admin_pb2.GateRule(
+                        name="significance", held=True, value=1e-9, threshold=0.01, text="p below 0.001", decides=True
+                    ),
+                    admin_pb2.GateRule(name="pass@2", held=False, value=0.1, threshold=0.0, text="narrowed"),
+                ],
+                sampled=admin_pb2.SampledResult(
+                    num_tasks=64, num_draws=2, temperature=1.0, reading="narrowed",
+                    incumbent=admin_pb2.Spread(pass_at=[0.5, 0.8], distinct_answers=1.5, distinct_actions=1.9),
+                    candidate=admin_pb2.Spread(pass_at=[0.7, 0.7], distinct_answers=1.1, distinct_actions=1.2),
+                ),
             )
         )  # fmt: skip
     return made
@@ -177,6 +211,7 @@ DEFAULTS: dict[str, Step] = {
         lambda rows, token: admin_pb2.ListPairsResponse(pairs=rows, next_page_token=token),
         [admin_pb2.Pair(id=f"pair_{n}", cycle_id="cyc_1", step=n, kind="both_ran", margin=1.5) for n in range(3)],
     ),
+    "GetPair": lambda request, context: pair_detail(),
     "ExportPairs": lambda request, context: iter(
         [
             admin_pb2.ExportPairsResponse(chunk=b'{"prompt": 1}\n'),

@@ -10,6 +10,7 @@ import google.protobuf.internal.containers
 import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
 import google.protobuf.timestamp_pb2
+import nightschool_proto.v1.content_pb2
 import sys
 import typing
 
@@ -48,6 +49,7 @@ class GetStatusResponse(google.protobuf.message.Message):
     HOME_FIELD_NUMBER: builtins.int
     REQUESTS_SERVED_FIELD_NUMBER: builtins.int
     REQUESTS_FAILED_FIELD_NUMBER: builtins.int
+    CHAT_TEMPLATE_DIGEST_FIELD_NUMBER: builtins.int
     version: builtins.str
     base_model: builtins.str
     base_model_digest: builtins.str
@@ -58,6 +60,7 @@ class GetStatusResponse(google.protobuf.message.Message):
     home: builtins.str
     requests_served: builtins.int
     requests_failed: builtins.int
+    chat_template_digest: builtins.str
     @property
     def started_at(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
     @property
@@ -83,9 +86,10 @@ class GetStatusResponse(google.protobuf.message.Message):
         home: builtins.str = ...,
         requests_served: builtins.int = ...,
         requests_failed: builtins.int = ...,
+        chat_template_digest: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["engine_status", b"engine_status", "learner", b"learner", "log", b"log", "started_at", b"started_at"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["active_adapter", b"active_adapter", "base_model", b"base_model", "base_model_digest", b"base_model_digest", "engine", b"engine", "engine_status", b"engine_status", "healthy", b"healthy", "home", b"home", "learner", b"learner", "log", b"log", "previous_adapter", b"previous_adapter", "requests_failed", b"requests_failed", "requests_served", b"requests_served", "started_at", b"started_at", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["active_adapter", b"active_adapter", "base_model", b"base_model", "base_model_digest", b"base_model_digest", "chat_template_digest", b"chat_template_digest", "engine", b"engine", "engine_status", b"engine_status", "healthy", b"healthy", "home", b"home", "learner", b"learner", "log", b"log", "previous_adapter", b"previous_adapter", "requests_failed", b"requests_failed", "requests_served", b"requests_served", "started_at", b"started_at", "version", b"version"]) -> None: ...
 
 global___GetStatusResponse = GetStatusResponse
 
@@ -132,11 +136,14 @@ class LogStatus(google.protobuf.message.Message):
     NUM_FEEDBACK_FIELD_NUMBER: builtins.int
     NUM_DROPPED_FIELD_NUMBER: builtins.int
     QUEUE_LENGTH_FIELD_NUMBER: builtins.int
+    REDACTS_FIELD_NUMBER: builtins.int
     num_requests: builtins.int
     num_feedback: builtins.int
     num_dropped: builtins.int
     """Log lines lost because the writer's queue was full."""
     queue_length: builtins.int
+    redacts: builtins.bool
+    """Text is redacted before it is stored (log.redact)."""
     def __init__(
         self,
         *,
@@ -144,8 +151,9 @@ class LogStatus(google.protobuf.message.Message):
         num_feedback: builtins.int = ...,
         num_dropped: builtins.int = ...,
         queue_length: builtins.int = ...,
+        redacts: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["num_dropped", b"num_dropped", "num_feedback", b"num_feedback", "num_requests", b"num_requests", "queue_length", b"queue_length"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["num_dropped", b"num_dropped", "num_feedback", b"num_feedback", "num_requests", b"num_requests", "queue_length", b"queue_length", "redacts", b"redacts"]) -> None: ...
 
 global___LogStatus = LogStatus
 
@@ -295,6 +303,13 @@ class Evaluation(google.protobuf.message.Message):
     PASSED_FIELD_NUMBER: builtins.int
     REASONS_FIELD_NUMBER: builtins.int
     FAMILIES_FIELD_NUMBER: builtins.int
+    SET_DIGEST_FIELD_NUMBER: builtins.int
+    SET_VERSION_FIELD_NUMBER: builtins.int
+    DETECTABLE_FIELD_NUMBER: builtins.int
+    RULES_FIELD_NUMBER: builtins.int
+    SAMPLED_FIELD_NUMBER: builtins.int
+    NOTES_FIELD_NUMBER: builtins.int
+    THRESHOLDS_JSON_FIELD_NUMBER: builtins.int
     id: builtins.str
     candidate: builtins.str
     incumbent: builtins.str
@@ -311,12 +326,31 @@ class Evaluation(google.protobuf.message.Message):
     p_value: builtins.float
     """Exact McNemar, two-sided."""
     passed: builtins.bool
+    set_digest: builtins.str
+    """Digest of the held-out tasks, and which version of the application's set they are."""
+    set_version: builtins.int
+    detectable: builtins.float
+    """The true difference that n tasks find in 8 of 10 runs at p 0.05."""
+    thresholds_json: builtins.str
+    """The settings in force, as JSON."""
     @property
     def reasons(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """The rules that decided, one line each."""
 
     @property
     def families(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___FamilyResult]: ...
+    @property
+    def rules(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___GateRule]:
+        """The same rules as numbers."""
+
+    @property
+    def sampled(self) -> global___SampledResult:
+        """Absent where tasks were answered greedily alone."""
+
+    @property
+    def notes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What a reader must know beside the numbers, e.g. that the set changed since the last evaluation."""
+
     def __init__(
         self,
         *,
@@ -335,8 +369,16 @@ class Evaluation(google.protobuf.message.Message):
         passed: builtins.bool = ...,
         reasons: collections.abc.Iterable[builtins.str] | None = ...,
         families: collections.abc.Iterable[global___FamilyResult] | None = ...,
+        set_digest: builtins.str = ...,
+        set_version: builtins.int = ...,
+        detectable: builtins.float = ...,
+        rules: collections.abc.Iterable[global___GateRule] | None = ...,
+        sampled: global___SampledResult | None = ...,
+        notes: collections.abc.Iterable[builtins.str] | None = ...,
+        thresholds_json: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["candidate", b"candidate", "candidate_success", b"candidate_success", "families", b"families", "id", b"id", "incumbent", b"incumbent", "incumbent_success", b"incumbent_success", "interval_high", b"interval_high", "interval_level", b"interval_level", "interval_low", b"interval_low", "n", b"n", "num_gained", b"num_gained", "num_lost", b"num_lost", "p_value", b"p_value", "passed", b"passed", "reasons", b"reasons"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["sampled", b"sampled"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["candidate", b"candidate", "candidate_success", b"candidate_success", "detectable", b"detectable", "families", b"families", "id", b"id", "incumbent", b"incumbent", "incumbent_success", b"incumbent_success", "interval_high", b"interval_high", "interval_level", b"interval_level", "interval_low", b"interval_low", "n", b"n", "notes", b"notes", "num_gained", b"num_gained", "num_lost", b"num_lost", "p_value", b"p_value", "passed", b"passed", "reasons", b"reasons", "rules", b"rules", "sampled", b"sampled", "set_digest", b"set_digest", "set_version", b"set_version", "thresholds_json", b"thresholds_json"]) -> None: ...
 
 global___Evaluation = Evaluation
 
@@ -348,10 +390,23 @@ class FamilyResult(google.protobuf.message.Message):
     N_FIELD_NUMBER: builtins.int
     INCUMBENT_SUCCESS_FIELD_NUMBER: builtins.int
     CANDIDATE_SUCCESS_FIELD_NUMBER: builtins.int
+    NUM_GAINED_FIELD_NUMBER: builtins.int
+    NUM_LOST_FIELD_NUMBER: builtins.int
+    P_VALUE_FIELD_NUMBER: builtins.int
+    NON_INFERIORITY_P_FIELD_NUMBER: builtins.int
+    PROVABLE_FIELD_NUMBER: builtins.int
     family: builtins.str
     n: builtins.int
     incumbent_success: builtins.float
     candidate_success: builtins.float
+    num_gained: builtins.int
+    num_lost: builtins.int
+    p_value: builtins.float
+    """Exact McNemar, two-sided."""
+    non_inferiority_p: builtins.float
+    """That it is worse by no more than the margin, one-sided."""
+    provable: builtins.bool
+    """Whether so few tasks could prove that at all."""
     def __init__(
         self,
         *,
@@ -359,10 +414,140 @@ class FamilyResult(google.protobuf.message.Message):
         n: builtins.int = ...,
         incumbent_success: builtins.float = ...,
         candidate_success: builtins.float = ...,
+        num_gained: builtins.int = ...,
+        num_lost: builtins.int = ...,
+        p_value: builtins.float = ...,
+        non_inferiority_p: builtins.float = ...,
+        provable: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["candidate_success", b"candidate_success", "family", b"family", "incumbent_success", b"incumbent_success", "n", b"n"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["candidate_success", b"candidate_success", "family", b"family", "incumbent_success", b"incumbent_success", "n", b"n", "non_inferiority_p", b"non_inferiority_p", "num_gained", b"num_gained", "num_lost", b"num_lost", "p_value", b"p_value", "provable", b"provable"]) -> None: ...
 
 global___FamilyResult = FamilyResult
+
+@typing.final
+class GateRule(google.protobuf.message.Message):
+    """One rule of the gate."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    HELD_FIELD_NUMBER: builtins.int
+    VALUE_FIELD_NUMBER: builtins.int
+    THRESHOLD_FIELD_NUMBER: builtins.int
+    TEXT_FIELD_NUMBER: builtins.int
+    DECIDES_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    held: builtins.bool
+    value: builtins.float
+    threshold: builtins.float
+    text: builtins.str
+    decides: builtins.bool
+    """Whether the candidate fails with it; the others are only reported."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        held: builtins.bool = ...,
+        value: builtins.float = ...,
+        threshold: builtins.float = ...,
+        text: builtins.str = ...,
+        decides: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["decides", b"decides", "held", b"held", "name", b"name", "text", b"text", "threshold", b"threshold", "value", b"value"]) -> None: ...
+
+global___GateRule = GateRule
+
+@typing.final
+class SampledResult(google.protobuf.message.Message):
+    """Several sampled answers a task, both adapters from the same seeds."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NUM_TASKS_FIELD_NUMBER: builtins.int
+    NUM_DRAWS_FIELD_NUMBER: builtins.int
+    TEMPERATURE_FIELD_NUMBER: builtins.int
+    INCUMBENT_FIELD_NUMBER: builtins.int
+    CANDIDATE_FIELD_NUMBER: builtins.int
+    PASS_AT_1_FIELD_NUMBER: builtins.int
+    PASS_AT_N_FIELD_NUMBER: builtins.int
+    READING_FIELD_NUMBER: builtins.int
+    num_tasks: builtins.int
+    num_draws: builtins.int
+    temperature: builtins.float
+    reading: builtins.str
+    """learned, sharpened, narrowed, worse or unclear."""
+    @property
+    def incumbent(self) -> global___Spread: ...
+    @property
+    def candidate(self) -> global___Spread: ...
+    @property
+    def pass_at_1(self) -> global___Interval:
+        """Of the differences of pass@1 and pass@n, candidate minus incumbent; whole tasks are resampled."""
+
+    @property
+    def pass_at_n(self) -> global___Interval: ...
+    def __init__(
+        self,
+        *,
+        num_tasks: builtins.int = ...,
+        num_draws: builtins.int = ...,
+        temperature: builtins.float = ...,
+        incumbent: global___Spread | None = ...,
+        candidate: global___Spread | None = ...,
+        pass_at_1: global___Interval | None = ...,
+        pass_at_n: global___Interval | None = ...,
+        reading: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["candidate", b"candidate", "incumbent", b"incumbent", "pass_at_1", b"pass_at_1", "pass_at_n", b"pass_at_n"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["candidate", b"candidate", "incumbent", b"incumbent", "num_draws", b"num_draws", "num_tasks", b"num_tasks", "pass_at_1", b"pass_at_1", "pass_at_n", b"pass_at_n", "reading", b"reading", "temperature", b"temperature"]) -> None: ...
+
+global___SampledResult = SampledResult
+
+@typing.final
+class Spread(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PASS_AT_FIELD_NUMBER: builtins.int
+    DISTINCT_ANSWERS_FIELD_NUMBER: builtins.int
+    DISTINCT_ACTIONS_FIELD_NUMBER: builtins.int
+    distinct_answers: builtins.float
+    """Different final answers, different first steps of a task over its draws, mean over tasks."""
+    distinct_actions: builtins.float
+    @property
+    def pass_at(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """pass@k for k = 1, ..., n."""
+
+    def __init__(
+        self,
+        *,
+        pass_at: collections.abc.Iterable[builtins.float] | None = ...,
+        distinct_answers: builtins.float = ...,
+        distinct_actions: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["distinct_actions", b"distinct_actions", "distinct_answers", b"distinct_answers", "pass_at", b"pass_at"]) -> None: ...
+
+global___Spread = Spread
+
+@typing.final
+class Interval(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LOW_FIELD_NUMBER: builtins.int
+    HIGH_FIELD_NUMBER: builtins.int
+    LEVEL_FIELD_NUMBER: builtins.int
+    low: builtins.float
+    high: builtins.float
+    level: builtins.float
+    def __init__(
+        self,
+        *,
+        low: builtins.float = ...,
+        high: builtins.float = ...,
+        level: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["high", b"high", "level", b"level", "low", b"low"]) -> None: ...
+
+global___Interval = Interval
 
 @typing.final
 class Event(google.protobuf.message.Message):
@@ -1155,6 +1340,141 @@ class Pair(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["chosen", b"chosen", "cycle_id", b"cycle_id", "id", b"id", "kind", b"kind", "margin", b"margin", "prompt", b"prompt", "rejected", b"rejected", "simulated", b"simulated", "step", b"step", "task_id", b"task_id"]) -> None: ...
 
 global___Pair = Pair
+
+@typing.final
+class GetPairRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ID_FIELD_NUMBER: builtins.int
+    id: builtins.str
+    def __init__(
+        self,
+        *,
+        id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["id", b"id"]) -> None: ...
+
+global___GetPairRequest = GetPairRequest
+
+@typing.final
+class PairDetail(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PAIR_FIELD_NUMBER: builtins.int
+    MESSAGES_FIELD_NUMBER: builtins.int
+    CHOSEN_FIELD_NUMBER: builtins.int
+    REJECTED_FIELD_NUMBER: builtins.int
+    VERDICTS_FIELD_NUMBER: builtins.int
+    TASK_PROMPT_FIELD_NUMBER: builtins.int
+    SEED_REQUEST_IDS_FIELD_NUMBER: builtins.int
+    SAMPLED_BY_FIELD_NUMBER: builtins.int
+    TRAINED_FIELD_NUMBER: builtins.int
+    CREATED_AT_FIELD_NUMBER: builtins.int
+    task_prompt: builtins.str
+    sampled_by: builtins.str
+    """Who sampled: an adapter's name, "base" for none."""
+    trained: builtins.str
+    """The adapter that was trained on it; empty where none was."""
+    @property
+    def pair(self) -> global___Pair: ...
+    @property
+    def messages(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[nightschool_proto.v1.content_pb2.Message]:
+        """What the model had been told when it sampled both."""
+
+    @property
+    def chosen(self) -> global___PairSide: ...
+    @property
+    def rejected(self) -> global___PairSide: ...
+    @property
+    def verdicts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___PairVerdict]:
+        """The critic's comparisons of the two, at most one an order; none where facts decided."""
+
+    @property
+    def seed_request_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """The logged requests that the task was written from."""
+
+    @property
+    def created_at(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        pair: global___Pair | None = ...,
+        messages: collections.abc.Iterable[nightschool_proto.v1.content_pb2.Message] | None = ...,
+        chosen: global___PairSide | None = ...,
+        rejected: global___PairSide | None = ...,
+        verdicts: collections.abc.Iterable[global___PairVerdict] | None = ...,
+        task_prompt: builtins.str = ...,
+        seed_request_ids: collections.abc.Iterable[builtins.str] | None = ...,
+        sampled_by: builtins.str = ...,
+        trained: builtins.str = ...,
+        created_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["chosen", b"chosen", "created_at", b"created_at", "pair", b"pair", "rejected", b"rejected"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["chosen", b"chosen", "created_at", b"created_at", "messages", b"messages", "pair", b"pair", "rejected", b"rejected", "sampled_by", b"sampled_by", "seed_request_ids", b"seed_request_ids", "task_prompt", b"task_prompt", "trained", b"trained", "verdicts", b"verdicts"]) -> None: ...
+
+global___PairDetail = PairDetail
+
+@typing.final
+class PairSide(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: builtins.int
+    OBSERVATION_FIELD_NUMBER: builtins.int
+    FAILURE_FIELD_NUMBER: builtins.int
+    NUM_SAMPLES_FIELD_NUMBER: builtins.int
+    LOGPROB_FIELD_NUMBER: builtins.int
+    TOKEN_IDS_FIELD_NUMBER: builtins.int
+    text: builtins.str
+    observation: builtins.str
+    """What its tools gave back, as the critic saw it."""
+    failure: builtins.str
+    """The fact that speaks against it; empty where none does."""
+    num_samples: builtins.int
+    logprob: builtins.float
+    """Nats, of all its tokens."""
+    @property
+    def token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        text: builtins.str = ...,
+        observation: builtins.str = ...,
+        failure: builtins.str = ...,
+        num_samples: builtins.int = ...,
+        logprob: builtins.float = ...,
+        token_ids: collections.abc.Iterable[builtins.int] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["failure", b"failure", "logprob", b"logprob", "num_samples", b"num_samples", "observation", b"observation", "text", b"text", "token_ids", b"token_ids"]) -> None: ...
+
+global___PairSide = PairSide
+
+@typing.final
+class PairVerdict(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CHOSEN_FIRST_FIELD_NUMBER: builtins.int
+    VERDICT_FIELD_NUMBER: builtins.int
+    MARGIN_FIELD_NUMBER: builtins.int
+    RAW_FIELD_NUMBER: builtins.int
+    chosen_first: builtins.bool
+    """Whether the critic was shown the chosen one first."""
+    verdict: builtins.str
+    """first, second or invalid."""
+    margin: builtins.float
+    """Nats, in favour of the chosen one."""
+    raw: builtins.str
+    """What the critic wrote."""
+    def __init__(
+        self,
+        *,
+        chosen_first: builtins.bool = ...,
+        verdict: builtins.str = ...,
+        margin: builtins.float = ...,
+        raw: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["chosen_first", b"chosen_first", "margin", b"margin", "raw", b"raw", "verdict", b"verdict"]) -> None: ...
+
+global___PairVerdict = PairVerdict
 
 @typing.final
 class ExportPairsRequest(google.protobuf.message.Message):

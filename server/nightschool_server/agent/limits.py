@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from nightschool_server.agent.episode import Limits
 from nightschool_server.config.serving import AgentConfig
+from nightschool_server.image_check import DEFAULT_LIMITS, ImageLimits
 from nightschool_server.tools.returned import ReturnLimits
 from nightschool_server.tools.workers import CallLimits
 
@@ -28,11 +29,11 @@ def episode_limits(
     )
 
 
-def call_limits(config: AgentConfig) -> CallLimits:
-    """What one call is held to."""
+def call_limits(config: AgentConfig, images: ImageLimits = DEFAULT_LIMITS) -> CallLimits:
+    """What one call is held to; `images` is what it may give back of them."""
     return CallLimits(
         timeout_s=config.tool_timeout_s,
         max_output_chars=config.max_output_chars,
         max_memory_bytes=config.max_tool_memory_bytes,
-        returned=ReturnLimits(max_files=config.max_files, max_file_bytes=config.max_file_bytes),
+        returned=ReturnLimits(images, max_files=config.max_files, max_file_bytes=config.max_file_bytes),
     )

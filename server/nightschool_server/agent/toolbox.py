@@ -45,6 +45,10 @@ class Toolbox:
         tool = self._tools.get(name)
         return tool is not None and tool.effect == "read_only"
 
+    def is_external(self, name: str) -> bool:
+        tool = self._tools.get(name)
+        return tool is not None and tool.effect == "external"
+
     async def run(self, call: ToolCall, state: ToolState, *, max_s: float = math.inf) -> ToolOutcome:
         tool = self._tools.get(call.name)
         if tool is None:

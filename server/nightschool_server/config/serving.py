@@ -161,6 +161,8 @@ class AgentConfig(_Section):
     """Of all steps of one task."""
     max_task_s: Seconds = 120.0
     """Wall time of one task, seconds."""
+    tool_call_format: Literal["auto", "hermes", "llama3_json", "mistral", "pythonic", "qwen3_coder"] = "auto"
+    """How the model writes tool calls. `auto`: as its chat template does, hermes where that does not show."""
     temperature: Annotated[float, Field(ge=0, le=4)] = 0.0
     """Of a task that names none. 0 is greedy."""
     max_calls: Positive = 16
