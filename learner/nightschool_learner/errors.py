@@ -4,6 +4,7 @@ LearnerError
 ├── NothingToLearnError    the cycle ends `stopped`: too few seeds, too few pairs, no coverage
 ├── CycleCancelledError    the cycle ends `cancelled`: an operator asked for it
 ├── StageFailedError       the cycle ends `failed`: a stage cannot go on, and trying again would not help
+├── BenchmarkError         a benchmark's data, or what is asked of a run, is not as it must be: the user's mistake
 └── ServerGoneError        the server refused or vanished for longer than the learner waits
 
 Any other exception out of a stage also ends the cycle as `failed`; its traceback goes to the log.
@@ -26,6 +27,10 @@ class CycleCancelledError(LearnerError):
 
 class StageFailedError(LearnerError):
     """A stage cannot go on: the message says what, the value, the rule and the remedy."""
+
+
+class BenchmarkError(LearnerError):
+    """A benchmark cannot be run as asked: the message names file, value, rule and remedy."""
 
 
 class ServerGoneError(LearnerError):

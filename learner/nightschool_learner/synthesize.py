@@ -125,7 +125,7 @@ class SynthesizeStage:
         author = Author(
             cycle_seed=cycle.seed,
             config=config,
-            tools=cycle.app.specs,
+            tools=cycle.tools,
             seeds=seed_records.seeds_of(cycle.store, cycle.id),
             screen=screen,
             sampler=self.make_sampler(cycle),

@@ -1,4 +1,4 @@
-"""What an application brings: its name, system prompt, tools, initial state and held-out tasks.
+"""What an application brings: its name, system prompt, tools, MCP servers, initial state and held-out tasks.
 
     from nightschool_server.app import App, ToolContext, tool
 
@@ -29,12 +29,14 @@ from typing import Any
 from nightschool_server.chat import ToolSpec
 from nightschool_server.errors import AppError
 from nightschool_server.evaluation_set import EvaluationSet, EvaluationTask, is_correct, read_evaluation
+from nightschool_server.mcp.server import McpServer
 from nightschool_server.tools.content import ToolFile, ToolImage
 from nightschool_server.tools.effects import Effect
 from nightschool_server.tools.tool import Tool, ToolContext, tool
 
 __all__ = [
-    "App", "AppError", "Effect", "EvaluationSet", "EvaluationTask", "Tool", "ToolContext", "ToolFile", "ToolImage",
+    "App", "AppError", "Effect", "EvaluationSet", "EvaluationTask", "McpServer", "Tool", "ToolContext", "ToolFile",
+    "ToolImage",
     "is_correct", "load_app", "load_evaluation", "tool",
 ]  # fmt: skip
 
@@ -51,12 +53,18 @@ class App:
     """Held-out tasks as JSON lines, see `evaluation_set.py`. Without them nothing is ever promoted."""
     initial_state: Mapping[str, Any] = field(default_factory=dict)
     """What `ToolContext.state` holds when a task begins; JSON values."""
+    mcp: Sequence[McpServer] = ()
+    """MCP servers whose tools are offered too, behind `tools`."""
+    tool_order: Sequence[str] = ()
+    """Names of tools in the order in which the model sees them; those that it does not name come behind, in the order
+    of `tools`, `mcp` and the client's. It may name a tool that only a client brings."""
     max_steps: int = 8
     tool_timeout_s: float = 30.0
     """Of tools that do not say themselves."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tools", tuple(self.tools))
+        for name in ("tools", "mcp", "tool_order"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         if not self.name.strip():
             raise AppError("App(name=...) is empty: give the application a name")
         if not 1 <= self.max_steps <= 100:
@@ -70,15 +78,20 @@ class App:
         except (TypeError, ValueError) as error:
             raise AppError(f"app {self.name!r}: initial_state is not made of JSON values: {error}") from error
         self._check_tools()
+        self._check_mcp()
 
     @property
     def specs(self) -> tuple[ToolSpec, ...]:
-        """The tools as the model sees them."""
+        """The Python functions as the model sees them; `agent.toolbox` knows those of MCP servers too."""
         return tuple(tool.spec for tool in self.tools)
 
     def tool(self, name: str) -> Tool | None:
         """The tool of that name."""
         return next((tool for tool in self.tools if tool.spec.name == name), None)
+
+    def simulator(self, name: str) -> Tool | None:
+        """What answers in practice in place of an MCP server's tool of that name."""
+        return next((tool for server in self.mcp for tool in server.simulators if tool.spec.name == name), None)
 
     def timeout_s(self, tool: Tool) -> float:
         """How long a call of `tool` may take."""
@@ -97,6 +110,20 @@ class App:
                     f"at {seen[name].where} and {entry.where}: rename one"
                 )
             seen[name] = entry
+        if len(set(self.tool_order)) != len(self.tool_order):
+            raise AppError(f"app {self.name!r}: tool_order names a tool twice: {', '.join(self.tool_order)}")
+
+    def _check_mcp(self) -> None:
+        seen: dict[str, McpServer] = {}
+        for server in self.mcp:
+            if not isinstance(server, McpServer):
+                raise AppError(f"app {self.name!r}: {server!r} in mcp is not an McpServer: write McpServer(name, ...)")
+            if server.name in seen:
+                raise AppError(
+                    f"app {self.name!r} has two MCP servers called {server.name!r}, "
+                    f"at {seen[server.name].where} and {server.where}: rename one"
+                )
+            seen[server.name] = server
 
 
 def load_app(ref: str) -> App:

@@ -48,7 +48,7 @@ def commands(group: click.Command, *path: str) -> Iterator[tuple[tuple[str, ...]
 
 
 TREE = dict(commands(nightschool))
-PASSED_THROUGH = {("serve",), ("doctor",), ("check",), ("learn",), ("train",), ("token",)}
+PASSED_THROUGH = {("serve",), ("doctor",), ("check",), ("learn",), ("train",), ("evaluate",), ("token",)}
 QUERIES = [
     ("status",), ("models",), ("tasks",), ("pairs",), ("pairs", "list"), ("generate", "hello"), ("run", "hello"),
     ("adapters", "list"), ("adapters", "show", "x"), ("adapters", "promote", "x"), ("adapters", "rollback"),
@@ -60,8 +60,8 @@ QUERIES = [
 
 def test_the_tree_of_commands_is_this() -> None:
     assert {" ".join(path) for path in TREE} == {
-        "init", "check", "serve", "doctor", "learn", "train", "token", "status", "generate", "run", "feedback",
-        "models", "forget",
+        "init", "check", "serve", "doctor", "learn", "train", "evaluate", "token",
+        "status", "generate", "run", "feedback", "models", "forget",
         "tasks", "tasks list",
         "pairs", "pairs list", "pairs export",
         "learner", "learner pause", "learner resume",
@@ -273,7 +273,14 @@ def test_an_interrupt_ends_a_watch_with_exit_code_130(server: FakeServer, tmp_pa
 
 @pytest.mark.parametrize(
     ("command", "extra"),
-    [("serve", "server"), ("doctor", "server"), ("learn", "learner"), ("train", "learner"), ("token", "server")],
+    [
+        ("serve", "server"),
+        ("doctor", "server"),
+        ("learn", "learner"),
+        ("train", "learner"),
+        ("evaluate", "learner"),
+        ("token", "server"),
+    ],
 )
 def test_a_missing_extra_is_one_sentence(command: str, extra: str, tmp_path: Path) -> None:
     # None in sys.modules is how Python itself says that a module is not there.

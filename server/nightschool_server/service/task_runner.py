@@ -202,7 +202,7 @@ class TaskRunner:
         if not call.tools:
             return runtime.tools
         theirs = ClientExecutor(call.tools, client.ask, max_output_chars=runtime.config.agent.max_output_chars)
-        return RoutingExecutor(runtime.tools, theirs)
+        return RoutingExecutor(runtime.tools, theirs, runtime.app.tool_order if runtime.app else ())
 
     @contextmanager
     def _workspace(self, response_id: str) -> Iterator[Path]:
