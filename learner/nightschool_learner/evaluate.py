@@ -19,7 +19,7 @@ from pathlib import Path
 
 from nightschool_server import chat
 from nightschool_server.agent.executors import ToolExecutor
-from nightschool_server.agent.formats import action_format
+from nightschool_server.agent.formats import ActionFormat, open_format
 from nightschool_server.agent.loop import Episode, EpisodeResult, Limits, LiveActor, run_episode
 from nightschool_server.agent.toolbox import open_tools
 from nightschool_server.app import EvaluationTask, is_correct, load_evaluation
@@ -71,8 +71,8 @@ class EvaluateStage:
         config = cycle.config.evaluate
         with tempfile.TemporaryDirectory(prefix="evaluate-", dir=cycle.folder) as root:
             opening = open_tools(cycle.app, cycle.app_ref, num_workers=config.num_tool_workers, purpose="practice")
-            async with opening as tools:
-                examiner = Examiner(cycle, config, tools, Path(root))
+            async with opening as tools, open_format(cycle.agent) as action_format:
+                examiner = Examiner(cycle, config, tools, action_format, Path(root))
 
                 async def work(unit: Unit) -> None:
                     task, adapter = unit
@@ -150,6 +150,7 @@ class Examiner:
     cycle: Cycle
     config: EvaluateConfig
     executor: ToolExecutor
+    action_format: ActionFormat
     root: Path
     """Where tools' workspaces are made."""
 
@@ -165,15 +166,12 @@ class Examiner:
             MAX_TASK_S,
             self.cycle.agent.max_malformed_steps,
         )
-        written = action_format(self.cycle.agent)
         head = (chat.system(app.system_prompt), chat.user(task.prompt, list(images)))
-        messages = written.begin(head, self.executor.tools)
+        messages = self.action_format.begin(head, self.executor.tools)
         sampler = AdapterSampler(PracticeSampler(self.cycle), adapter)
-        actor = LiveActor(sampler, self.executor, Sampling(temperature=0.0), action_format=written)
+        actor = LiveActor(sampler, self.executor, Sampling(temperature=0.0), action_format=self.action_format)
         try:
-            result = await run_episode(
-                Episode(written.begin(messages, self.executor.tools), state, limits, images), actor
-            )
+            result = await run_episode(Episode(messages, state, limits, images), actor)
         except ContextOverflowError as error:
             return TaskResult(task.id, task.family, False, str(error), OVERFLOW, 0, 0, 0)
         await asyncio.to_thread(result.state.discard)

@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from nightschool_server.agent.episode import Episode, Limits
-from nightschool_server.agent.formats import action_format
+from nightschool_server.agent.formats import open_format
 from nightschool_server.agent.loop import run_episode
 from nightschool_server.agent.toolbox import open_tools
-from nightschool_server.chat import ToolSpec, system, user
+from nightschool_server.chat import Message, system, user
 from nightschool_server.errors import InvalidRequestError
 from nightschool_server.ids import new_id
 from nightschool_server.store.store import Store
@@ -66,7 +66,7 @@ class ExploreStage:
         shutil.rmtree(workspaces, ignore_errors=True)
         num_workers = cycle.config.explore.num_tool_workers
         opening = open_tools(cycle.app, cycle.app_ref, num_workers=num_workers, purpose="practice")
-        async with Writer(cycle.store) as writer, opening as tools:
+        async with Writer(cycle.store) as writer, opening as tools, open_format(cycle.agent) as action_format:
             sampler = self.make_sampler(cycle)
             practice = Practice(
                 cycle_seed=cycle.seed,
@@ -78,7 +78,7 @@ class ExploreStage:
                 sampler=sampler,
                 critic=self.make_critic(cycle, sampler),
                 executor=tools,
-                action_format=action_format(cycle.agent),
+                action_format=action_format,
                 explored=explored,
                 compared=compared,
             )
@@ -130,7 +130,7 @@ async def _rollout(practice: Practice, cycle: Cycle, task: TaskRow, known: Rollo
     root = workspaces / rollout.id
     state, outcome, answer = "done", "", ""
     try:
-        episode = first_episode(cycle, task, root, practice.executor.tools)
+        episode = first_episode(cycle, task, root, practice)
         result = await run_episode(episode, PracticeActor(practice, task, rollout.id))
         outcome, answer = result.outcome, result.answer
     except RefusedPickError:
@@ -143,10 +143,10 @@ async def _rollout(practice: Practice, cycle: Cycle, task: TaskRow, known: Rollo
     practice.explored.advance(1, **{outcome: 1})
 
 
-def first_episode(cycle: Cycle, task: TaskRow, root: Path, tools: Sequence[ToolSpec]) -> Episode:
+def first_episode(cycle: Cycle, task: TaskRow, root: Path, practice: Practice) -> Episode:
     """The episode in which a task begins, as a live one would."""
     app, config = cycle.app, cycle.config.explore
-    head = (system(app.system_prompt),) if app.system_prompt else ()
+    head: tuple[Message, ...] = (system(app.system_prompt),) if app.system_prompt else ()
     limits = Limits(
         max_steps=config.max_steps or app.max_steps,
         max_step_tokens=config.max_tokens,
@@ -154,5 +154,6 @@ def first_episode(cycle: Cycle, task: TaskRow, root: Path, tools: Sequence[ToolS
         max_time_s=NO_TIME_LIMIT_S,
         max_malformed_steps=cycle.agent.max_malformed_steps,
     )
-    messages = action_format(cycle.agent).begin((*head, user(task.prompt, task.images)), tools)
+    messages = (*head, user(task.prompt, task.images))
+    messages = practice.action_format.begin(messages, practice.executor.tools)
     return Episode(messages, ToolState.initial(app, root), limits)

@@ -169,14 +169,14 @@ async def execute(
     if fault is not None:
         observation = tool_result(ToolCall("call_0", "", "{}"), f"error: {fault}; {action_format.hint}", is_error=True)
         return Execution(parsed.text, (), (observation,), "parse", False, state)
-    calls = StepCalls(executor, state, limits, on_event)
+    calls = StepCalls(action_format.executor(executor, limits, on_event), state, limits, on_event)
     await calls.run_all(parsed.calls)
     return Execution(
-        parsed.text,
+        parsed.text if calls.answer is None else calls.answer,
         parsed.calls,
         tuple(calls.observations),
         calls.failure,
-        False,
+        calls.answer is not None,
         calls.state,
         calls.images,
         calls.tool_s,

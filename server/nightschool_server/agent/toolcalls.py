@@ -82,7 +82,7 @@ def _read_call(answer: str, start: int, call_id: str) -> tuple[ToolCall, int]:
     end = _skip_space(answer, end)
     if not answer.startswith(CLOSE, end):
         raise ValueError(f"tool call goes on behind its JSON object: {CLOSE} must follow it")
-    return _check_call(value, call_id), end + len(CLOSE)
+    return checked_call(value, call_id), end + len(CLOSE)
 
 
 def _skip_space(text: str, position: int) -> int:
@@ -91,7 +91,8 @@ def _skip_space(text: str, position: int) -> int:
     return position
 
 
-def _check_call(value: Any, call_id: str) -> ToolCall:
+def checked_call(value: Any, call_id: str) -> ToolCall:
+    """`{"name", "arguments"}` from a model or from its code as a call. Raises ValueError with the rule."""
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
         raise ValueError('tool call must be an object with "name" and "arguments"')
     name, arguments = value["name"], value.get("arguments", {})

@@ -46,7 +46,14 @@ class Descriptors:
 
 
 def command(workspace: Path, temporary: Path, descriptors: Descriptors) -> list[str]:
-    """How to start the program in a sandbox. Raises FailedPreconditionError where bubblewrap is missing."""
+    """How to start the program in a sandbox.
+
+    Raises FailedPreconditionError where bubblewrap is missing, and where the workspace, and with it the home that it is
+    in, lies where code can read.
+    """
+    for path in visible():
+        if workspace.is_relative_to(path):
+            raise FailedPreconditionError(f"{workspace} lies in {path}, which code can read: keep the home elsewhere")
     arguments = [
         *(bwrap_path(), "--unshare-all", "--die-with-parent", "--new-session"),
         *("--uid", USER_ID, "--gid", USER_ID, "--cap-drop", "ALL", "--hostname", "sandbox", "--clearenv"),
@@ -85,6 +92,13 @@ def packages() -> list[Path]:
 
 
 @cache
+def visible() -> tuple[Path, ...]:
+    """Whole folders of this machine that code can read."""
+    prefix = Path(os.path.realpath(sys.base_prefix))
+    return tuple(dict.fromkeys((*(Path(name) for name in _SYSTEM if os.path.isdir(name)), prefix, *packages())))
+
+
+@cache
 def _read_only_view() -> tuple[str, ...]:
     arguments: list[str] = []
     for path in (Path(name) for name in _SYSTEM):
@@ -94,9 +108,10 @@ def _read_only_view() -> tuple[str, ...]:
             arguments += ["--ro-bind", str(path), str(path)]
     for name in _LINKER:
         arguments += ["--ro-bind-try", name, name]
-    prefix = Path(os.path.realpath(sys.base_prefix))
-    for path in (prefix, *packages()):
-        if not any(path.is_relative_to(parent) for parent in ("/usr", *([prefix] if path != prefix else []))):
+    shown = [Path(name) for name in _SYSTEM]
+    for path in visible():
+        if not any(path.is_relative_to(other) for other in shown):
             arguments += ["--ro-bind", str(path), str(path)]
+            shown.append(path)
     program = Path(__file__).with_name("program.py")
     return (*arguments, "--ro-bind", str(program), PROGRAM)

@@ -1,7 +1,7 @@
 """One sandboxed process from the server's side: started, spoken to over a socket, and ended with all that is in it.
 
-Owns descriptors, the kill, and that nothing is left when `end` returns. What the process sees is `bubblewrap.py`'s, what
-it may call `seccomp.py`'s, what it runs `program.py`'s.
+Owns descriptors, the kill, and that nothing is left when `end` returns. What the process sees is `bubblewrap.py`'s,
+what it may call `seccomp.py`'s, what it runs `program.py`'s.
 """
 
 from __future__ import annotations

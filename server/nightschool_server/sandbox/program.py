@@ -221,7 +221,8 @@ class Step:
                 super().__init__(file, protocol=5)
                 # The globals of every function of the code: on loading they are the namespace itself, so that a
                 # function sees what later steps assign, as it does within one step.
-                self.globals_ref[id(namespace)] = self._globals = {}
+                self._globals: dict[str, Any] = {}
+                self.globals_ref[id(namespace)] = self._globals
 
             def persistent_id(self, value: Any) -> str | None:
                 return "globals" if value is self._globals else names.get(id(value))

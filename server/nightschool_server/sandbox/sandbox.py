@@ -12,6 +12,7 @@ import logging
 import os
 import resource
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -22,7 +23,7 @@ from typing import Any
 
 from nightschool_server.config.code import CodeConfig
 from nightschool_server.errors import FailedPreconditionError
-from nightschool_server.sandbox import folder
+from nightschool_server.sandbox import bubblewrap, folder
 from nightschool_server.sandbox.frames import BrokenFrameError, visible
 from nightschool_server.sandbox.process import SandboxProcess
 from nightschool_server.uninterrupted import uninterrupted
@@ -231,20 +232,24 @@ UNSAFE = (
 )
 
 
+def version() -> str:
+    """bubblewrap's name and version."""
+    told = subprocess.run([bubblewrap.bwrap_path(), "--version"], capture_output=True, text=True, check=False)
+    return told.stdout.strip()
+
+
 async def prove(sandbox: Sandbox) -> None:
     """Run a step that must answer. Raises FailedPreconditionError with the remedy where it does not."""
     remedy = "install bubblewrap 0.5 or newer and libseccomp2, or accept the risk with --unsafe-code"
     with tempfile.TemporaryDirectory(prefix="nightschool-proof-") as root:
-        workspace = Path(root, "workspace")
-        workspace.mkdir()
-        step = CodeStep("final_answer(6 * 7)", (), b"", workspace, 1000)
+        step = CodeStep("final_answer(6 * 7)", (), b"", Path(tempfile.mkdtemp(dir=root)), 1000)
         try:
             result = await sandbox.run(step, _no_tool, sandbox.config.timeout_s)
         except (FailedPreconditionError, OSError) as error:
             raise FailedPreconditionError(f"code actions need a sandbox: {error}: {remedy}") from error
     if result.answer != "42":
         why = result.fault or "it does not answer"
-        raise FailedPreconditionError(f"code actions need a sandbox, and bubblewrap does not work here: {why}: {remedy}")
+        raise FailedPreconditionError(f"code actions need a sandbox, which does not work here ({why}): {remedy}")
 
 
 async def _no_tool(name: str, arguments: Any) -> Reply | None:

@@ -13,11 +13,16 @@ from functools import cache
 
 from nightschool_server.errors import FailedPreconditionError
 
+
+def _names(text: str) -> list[str]:
+    return text.split()
+
+
 CLONE_THREAD = 0x00010000
 IOCTLS = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
 """TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX."""
 
-ALLOWED = """
+ALLOWED = _names("""
 read write readv writev pread64 pwrite64 preadv pwritev preadv2 pwritev2 sendfile copy_file_range lseek _llseek
 open openat openat2 close close_range creat dup dup2 dup3 fcntl fcntl64 pipe pipe2 eventfd eventfd2 flock
 stat stat64 fstat fstat64 lstat lstat64 newfstatat fstatat64 statx statfs statfs64 fstatfs fstatfs64
@@ -38,16 +43,16 @@ getrlimit ugetrlimit setrlimit prlimit64 getrusage getpriority times
 sched_yield sched_getaffinity sched_getparam sched_getscheduler sched_get_priority_max sched_get_priority_min getcpu
 clock_gettime clock_gettime64 clock_getres clock_getres_time64 clock_nanosleep clock_nanosleep_time64 nanosleep
 gettimeofday time getrandom sysinfo uname
-""".split()
+""")
 
-NOT_PERMITTED = """
+NOT_PERMITTED = _names("""
 fork vfork socket connect bind listen accept accept4 kill tkill ptrace process_vm_readv process_vm_writev
 symlink symlinkat link linkat mknod mknodat chown fchown lchown fchownat setxattr lsetxattr fsetxattr
 mount umount2 pivot_root chroot unshare setns setuid setgid setreuid setregid setresuid setresgid setgroups setsid
 setpgid capset personality keyctl add_key request_key bpf perf_event_open userfaultfd memfd_create shmget shmat msgget
 semget io_uring_setup clock_settime settimeofday adjtimex sethostname reboot init_module finit_module kexec_load
 swapon acct quotactl sched_setaffinity sched_setscheduler setpriority mlock mlockall
-""".split()
+""")
 
 
 @cache

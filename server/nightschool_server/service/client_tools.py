@@ -32,17 +32,20 @@ class ClientTools:
         self._find_images = find_images
         self._limits = limits
         self._num_calls = 0
+        self._ids: dict[str, str] = {}
+        """Of the calls of the running step: their ids in it, and those on the wire."""
         self._open: tuple[str, asyncio.Future[ClientAnswer]] | None = None
         self._hung_up = False
 
     def begin(self, call: chat.ToolCall) -> chat.ToolCall:
         """`call` with its id on the wire; the calls of the next steps get others."""
         self._num_calls += 1
+        self._ids[call.id] = f"call_{self._num_calls}"
         return self.on_wire(call)
 
     def on_wire(self, call: chat.ToolCall) -> chat.ToolCall:
-        """`call`, which began last, with its id on the wire."""
-        return chat.ToolCall(f"call_{self._num_calls}", call.name, call.arguments)
+        """`call` of the running step, which began, with its id on the wire."""
+        return chat.ToolCall(self._ids[call.id], call.name, call.arguments)
 
     async def ask(self, call: chat.ToolCall) -> ClientAnswer:
         """What the client gives back for `call`; cancelled at the deadline by the executor."""

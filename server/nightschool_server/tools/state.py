@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,8 @@ class ToolState:
     """Workspaces are made in this folder."""
     workspace: Path | None = None
     """None until a tool writes a file."""
+    variables: bytes = field(default=b"", repr=False)
+    """Of code that the model wrote, as a sandbox pickled them; only ever read inside one."""
 
     @classmethod
     def initial(cls, app: App, root: Path) -> ToolState:
