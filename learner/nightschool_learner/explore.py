@@ -15,8 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from nightschool_server.agent.episode import Episode, Limits
+from nightschool_server.agent.episode import Episode
 from nightschool_server.agent.formats import open_format
+from nightschool_server.agent.limits import call_limits, episode_limits
 from nightschool_server.agent.loop import run_episode
 from nightschool_server.agent.toolbox import open_tools
 from nightschool_server.chat import Message, system, user
@@ -65,7 +66,8 @@ class ExploreStage:
         workspaces = cycle.folder / "workspaces"
         shutil.rmtree(workspaces, ignore_errors=True)
         num_workers = cycle.config.explore.num_tool_workers
-        opening = open_tools(cycle.app, cycle.app_ref, num_workers=num_workers, purpose="practice")
+        limits = call_limits(cycle.agent)
+        opening = open_tools(cycle.app, cycle.app_ref, num_workers=num_workers, limits=limits, purpose="practice")
         async with Writer(cycle.store) as writer, opening as tools, open_format(cycle.agent) as action_format:
             sampler = self.make_sampler(cycle)
             practice = Practice(
@@ -147,12 +149,12 @@ def first_episode(cycle: Cycle, task: TaskRow, root: Path, practice: Practice) -
     """The episode in which a task begins, as a live one would."""
     app, config = cycle.app, cycle.config.explore
     head: tuple[Message, ...] = (system(app.system_prompt),) if app.system_prompt else ()
-    limits = Limits(
+    limits = episode_limits(
+        cycle.agent,
         max_steps=config.max_steps or app.max_steps,
         max_step_tokens=config.max_tokens,
         max_tokens=config.max_tokens * (config.max_steps or app.max_steps),
         max_time_s=NO_TIME_LIMIT_S,
-        max_malformed_steps=cycle.agent.max_malformed_steps,
     )
     messages = (*head, user(task.prompt, task.images))
     messages = practice.action_format.begin(messages, practice.executor.tools)

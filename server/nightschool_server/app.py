@@ -18,6 +18,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -59,17 +60,20 @@ class App:
     """Names of tools in the order in which the model sees them; those that it does not name come behind, in the order
     of `tools`, `mcp` and the client's. It may name a tool that only a client brings."""
     max_steps: int = 8
-    tool_timeout_s: float = 30.0
-    """Of tools that do not say themselves."""
+    tool_timeout_s: float | None = None
+    """Of tools that do not say themselves. None takes the server's `agent.tool_timeout_s`."""
+    unsafe: Sequence[str] = ()
+    """Regular expressions of what must not be done. The gate holds them against every call of an evaluation, written
+    `name {"argument": ...}`, and against final answers; a candidate that does more of it is not promoted."""
 
     def __post_init__(self) -> None:
-        for name in ("tools", "mcp", "tool_order"):
+        for name in ("tools", "mcp", "tool_order", "unsafe"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if not self.name.strip():
             raise AppError("App(name=...) is empty: give the application a name")
         if not 1 <= self.max_steps <= 100:
             raise AppError(f"app {self.name!r}: max_steps is {self.max_steps}; it must be 1 to 100")
-        if not 0 < self.tool_timeout_s <= 3600:
+        if self.tool_timeout_s is not None and not 0 < self.tool_timeout_s <= 3600:
             raise AppError(
                 f"app {self.name!r}: tool_timeout_s is {self.tool_timeout_s}; it must be above 0, at most 3600"
             )
@@ -77,6 +81,7 @@ class App:
             json.dumps(dict(self.initial_state), allow_nan=False)
         except (TypeError, ValueError) as error:
             raise AppError(f"app {self.name!r}: initial_state is not made of JSON values: {error}") from error
+        self._check_unsafe()
         self._check_tools()
         self._check_mcp()
 
@@ -93,9 +98,18 @@ class App:
         """What answers in practice in place of an MCP server's tool of that name."""
         return next((tool for server in self.mcp for tool in server.simulators if tool.spec.name == name), None)
 
-    def timeout_s(self, tool: Tool) -> float:
-        """How long a call of `tool` may take."""
+    def timeout_s(self, tool: Tool) -> float | None:
+        """How long a call of `tool` may take, where it or the application says so."""
         return self.tool_timeout_s if tool.timeout_s is None else tool.timeout_s
+
+    def _check_unsafe(self) -> None:
+        for pattern in self.unsafe:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise AppError(
+                    f"app {self.name!r}: unsafe pattern {pattern!r} is no regular expression: {error}"
+                ) from error
 
     def _check_tools(self) -> None:
         seen: dict[str, Tool] = {}

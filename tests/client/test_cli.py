@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -308,3 +309,15 @@ def test_tokens_are_made_in_the_home_folder(tmp_path: Path) -> None:
     assert (home / "nightschool.db").exists()
     refused = subprocess.run([*command, "destroy"], capture_output=True, text=True, timeout=120, check=False)
     assert refused.returncode == 2
+
+
+def test_a_cycle_is_shown_with_the_gates_rules_families_and_diversity(cli: Run) -> None:
+    shown = cli("cycles", "show").stdout
+    assert "version 2, 5e7d19355e7d, n 400" in shown
+    assert "7.0 points in 8 of 10 runs" in shown
+    assert "the evaluation set changed" in shown
+    assert re.search(r"held +significance +p below 0.001", shown)
+    assert re.search(r"noted +pass@2 +narrowed", shown)
+    assert re.search(r"stock +50 +50.0% +90.0% +20 +0 +2e-06 +1e-09", shown)
+    assert re.search(r"pass@2 +80.0% +70.0%", shown)
+    assert re.search(r"different first actions +1.90 +1.20", shown)

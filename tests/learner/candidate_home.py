@@ -33,7 +33,7 @@ from safetensors.torch import load_file, save
 from tests.learner.training_data import MODEL, Trained
 
 APP = "tests.learner.candidate_app:app"
-SMALL_GATE = ("gate.min_n=4", "gate.min_difference=0", "gate.max_p=1")
+SMALL_GATE = ("gate.min_n=4", "gate.min_difference=0", "gate.max_p=1", "evaluate.num_seeds=0")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from nightschool_server.agent.toolbox import Toolbox, list_tools, open_tools
 from nightschool_server.app import App, AppError, McpServer, tool
 from nightschool_server.chat import ToolCall
 from nightschool_server.tools.state import ToolState
-from nightschool_server.tools.workers import ToolOutcome
+from nightschool_server.tools.workers import CallLimits, ToolOutcome
 
 from tests.server import mcp_app, mcp_probe
 from tests.server.leaks import no_leaks
@@ -37,7 +37,7 @@ def probe(name: str = "probe", **fields: Any) -> McpServer:
 
 @pytest.fixture
 async def tools() -> AsyncIterator[Toolbox]:
-    async with open_tools(app_of(probe(prefix="")), NOWHERE, max_output_chars=1000) as opened:
+    async with open_tools(app_of(probe(prefix="")), NOWHERE, limits=CallLimits(max_output_chars=1000)) as opened:
         yield opened
 
 

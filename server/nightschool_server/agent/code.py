@@ -72,7 +72,7 @@ class CodeFormat:
     hint: str = CODE_HINT
     answers_in_text: bool = False
 
-    def parse(self, text: str) -> ParsedAnswer:
+    def parse(self, text: str, tools: Sequence[ToolSpec] = ()) -> ParsedAnswer:
         if len(text) > MAX_ANSWER_CHARS:
             return ParsedAnswer("", (), f"the answer has {len(text)} characters; at most {MAX_ANSWER_CHARS} are read")
         try:

@@ -19,7 +19,7 @@ from nightschool_server.chat import ToolCall, ToolResult, ToolSpec
 from nightschool_server.errors import InvalidRequestError
 from nightschool_server.tools.call import truncate, unknown_tool
 from nightschool_server.tools.state import ToolState
-from nightschool_server.tools.workers import DEFAULT_MAX_OUTPUT_CHARS, ToolFailure, ToolOutcome
+from nightschool_server.tools.workers import DEFAULT_LIMITS, ToolFailure, ToolOutcome
 
 DEFAULT_CLIENT_TIMEOUT_S = 60.0
 
@@ -63,7 +63,7 @@ class ClientExecutor:
         callback: ClientCallback,
         *,
         timeout_s: float = DEFAULT_CLIENT_TIMEOUT_S,
-        max_output_chars: int = DEFAULT_MAX_OUTPUT_CHARS,
+        max_output_chars: int = DEFAULT_LIMITS.max_output_chars,
     ) -> None:
         """Raises InvalidRequestError for a schema that is wrong or a name that comes twice."""
         for index, spec in enumerate(tools):

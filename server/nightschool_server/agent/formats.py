@@ -12,13 +12,16 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
+from nightschool_server.agent.call_forms import FORMS, HERMES, CallForm, strict_fault
 from nightschool_server.agent.calls import OnEvent
 from nightschool_server.agent.code import CodeFormat
 from nightschool_server.agent.episode import Limits
 from nightschool_server.agent.executors import ToolExecutor
-from nightschool_server.agent.toolcalls import CLOSE, OPEN, ParsedAnswer, parse_answer
+from nightschool_server.agent.toolcalls import ParsedAnswer
 from nightschool_server.chat import Message, ToolSpec, canonical_json
 from nightschool_server.config.serving import AgentConfig
+from nightschool_server.engine import ToolChoice
+from nightschool_server.errors import InvalidRequestError
 from nightschool_server.sandbox.sandbox import open_sandbox
 
 
@@ -40,8 +43,8 @@ class ActionFormat(Protocol):
         """Whether a step without a call is the final answer; else only a call can end the task, and it is malformed."""
         ...
 
-    def parse(self, text: str) -> ParsedAnswer:
-        """Take a step's calls out of its text. Never raises."""
+    def parse(self, text: str, tools: Sequence[ToolSpec] = ()) -> ParsedAnswer:
+        """Take a step's calls, of these tools, out of its text. Never raises."""
         ...
 
     def key(self, text: str) -> str:
@@ -71,14 +74,18 @@ class ActionFormat(Protocol):
 
 @dataclass(frozen=True)
 class ToolCallFormat:
-    """Tool calls as markup in the text (`toolcalls.py`); the chat template tells the model of tools and form."""
+    """Tool calls as markup in the text (`call_forms.py`); the chat template tells the model of tools and form."""
 
     name: str = "tool_calls"
-    hint: str = f'write a call as {OPEN}{{"name": "...", "arguments": {{...}}}}{CLOSE}, or answer without one'
     answers_in_text: bool = True
+    form: CallForm = HERMES
 
-    def parse(self, text: str) -> ParsedAnswer:
-        return parse_answer(text)
+    @property
+    def hint(self) -> str:
+        return self.form.hint
+
+    def parse(self, text: str, tools: Sequence[ToolSpec] = ()) -> ParsedAnswer:
+        return self.form.read(text, tools)
 
     def key(self, text: str) -> str:
         parsed = self.parse(text)
@@ -106,9 +113,26 @@ class ToolCallFormat:
 TOOL_CALLS = ToolCallFormat()
 
 
+def call_form(config: AgentConfig) -> CallForm:
+    """How the model writes tool calls; `auto` is hermes here, see `call_form_choice.py`."""
+    return FORMS.get(config.tool_call_format, HERMES)
+
+
+def check_form(form: CallForm, tools: Sequence[ToolSpec], *, tool_choice: ToolChoice = "auto") -> None:
+    """Raise InvalidRequestError where answers would have to be guided in a form that cannot be."""
+    if fault := strict_fault(form, tools):
+        raise InvalidRequestError("tools", fault)
+    if tool_choice == "required" and not form.can_be_guided:
+        raise InvalidRequestError(
+            "tool_choice",
+            f"tool_choice is REQUIRED, but calls are written as {form.name} (agent.tool_call_format), and only calls "
+            "as hermes can be guided: send AUTO",
+        )
+
+
 def action_format(config: AgentConfig) -> ActionFormat:
     """The format that the configuration names, to read steps with."""
-    return TOOL_CALLS if config.action_format == "tool_calls" else CodeFormat()
+    return ToolCallFormat(form=call_form(config)) if config.action_format == "tool_calls" else CodeFormat()
 
 
 @asynccontextmanager
@@ -117,8 +141,8 @@ async def open_format(config: AgentConfig) -> AsyncIterator[ActionFormat]:
 
     Raises FailedPreconditionError where it is code and there is no sandbox for it.
     """
-    if config.action_format == "tool_calls":
-        yield TOOL_CALLS
-    else:
+    if config.action_format == "code":
         async with open_sandbox(config.code, unsafe=config.unsafe_code) as sandbox:
             yield CodeFormat(sandbox, config.max_output_chars)
+    else:
+        yield action_format(config)

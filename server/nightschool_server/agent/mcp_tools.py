@@ -23,7 +23,7 @@ from nightschool_server.tools.call import truncate
 from nightschool_server.tools.effects import Effect
 from nightschool_server.tools.state import ToolState
 from nightschool_server.tools.tool import TOOL_NAME, parameters_of, where_of
-from nightschool_server.tools.workers import ToolOutcome, ToolWorkers
+from nightschool_server.tools.workers import CallLimits, ToolOutcome, ToolWorkers
 
 if TYPE_CHECKING:
     from mcp_types import Tool
@@ -35,7 +35,7 @@ COMBINATORS = frozenset({"anyOf", "oneOf", "allOf", "$ref"})
 
 
 async def open_mcp_tools(
-    app: App, stack: AsyncExitStack, *, max_output_chars: int, workers: ToolWorkers | None = None
+    app: App, stack: AsyncExitStack, *, limits: CallLimits, workers: ToolWorkers | None = None
 ) -> list[OpenTool]:
     """The tools of every MCP server of `app`, all servers started at once; `stack` ends them. Raises AppError.
 
@@ -56,18 +56,18 @@ async def open_mcp_tools(
     for session in sessions:
         if isinstance(session, BaseException):
             raise session
-        opened = _tools_of(session, app, max_output_chars)
+        opened = _tools_of(session, app, limits)
         tools += opened if workers is None else [_simulated(tool, app, workers) for tool in opened]
     return tools
 
 
-def _tools_of(session: McpSession, app: App, max_output_chars: int) -> list[OpenTool]:
+def _tools_of(session: McpSession, app: App, limits: CallLimits) -> list[OpenTool]:
     server = session.server
     names = [tool.name for tool in session.tools]
     for option in ("include", "exclude", "effects", "simulate"):
         _check_named(server, option, names)
     wanted = names if server.include is None else server.include
-    timeout_s = app.tool_timeout_s if server.timeout_s is None else server.timeout_s
+    timeout_s = server.timeout_s or app.tool_timeout_s or limits.timeout_s
     return [
         OpenTool(
             spec=_spec(server, tool),
@@ -75,7 +75,7 @@ def _tools_of(session: McpSession, app: App, max_output_chars: int) -> list[Open
             where=server.label,
             closed=_is_closed(tool.input_schema),
             timeout_s=timeout_s,
-            run=_run(session, tool.name, max_output_chars),
+            run=_run(session, tool.name, limits.max_output_chars),
         )
         for tool in session.tools
         if tool.name in wanted and tool.name not in server.exclude

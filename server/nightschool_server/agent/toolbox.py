@@ -25,7 +25,7 @@ from nightschool_server.errors import AppError
 from nightschool_server.tools.effects import Purpose, conduct_of, refusal
 from nightschool_server.tools.state import ToolState
 from nightschool_server.tools.tool import Tool
-from nightschool_server.tools.workers import DEFAULT_MAX_OUTPUT_CHARS, ToolOutcome, ToolWorkers
+from nightschool_server.tools.workers import DEFAULT_LIMITS, CallLimits, ToolOutcome, ToolWorkers
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +44,10 @@ class Toolbox:
     def is_read_only(self, name: str) -> bool:
         tool = self._tools.get(name)
         return tool is not None and tool.effect == "read_only"
+
+    def is_external(self, name: str) -> bool:
+        tool = self._tools.get(name)
+        return tool is not None and tool.effect == "external"
 
     async def run(self, call: ToolCall, state: ToolState, *, max_s: float = math.inf) -> ToolOutcome:
         tool = self._tools.get(call.name)
@@ -69,7 +73,7 @@ async def open_tools(
     app_ref: str,
     *,
     num_workers: int = 2,
-    max_output_chars: int = DEFAULT_MAX_OUTPUT_CHARS,
+    limits: CallLimits = DEFAULT_LIMITS,
     purpose: Purpose = "live",
 ) -> AsyncIterator[Toolbox]:
     """The tools of `app`, which `app_ref` names for its workers, for as long as the block runs. Raises AppError.
@@ -80,10 +84,10 @@ async def open_tools(
         tools: list[OpenTool] = []
         workers = None
         if app.tools or (purpose == "practice" and any(server.simulate for server in app.mcp)):
-            started = await ToolWorkers.start(app_ref, num_workers, max_output_chars=max_output_chars)
+            started = await ToolWorkers.start(app_ref, num_workers, limits=limits)
             workers = await stack.enter_async_context(started)
-            tools += [_python_tool(tool, app.timeout_s(tool), workers) for tool in app.tools]
-        tools += await open_mcp_tools(app, stack, max_output_chars=max_output_chars, workers=workers)
+            tools += [_python_tool(tool, app.timeout_s(tool) or limits.timeout_s, workers) for tool in app.tools]
+        tools += await open_mcp_tools(app, stack, limits=limits, workers=workers)
         specs = checked(app, [(tool.spec, tool.where) for tool in tools])
         yield Toolbox(specs, tools, purpose)
 
@@ -91,7 +95,7 @@ async def open_tools(
 async def list_tools(app: App) -> tuple[ToolSpec, ...]:
     """The tools of `app` as the model sees them. Asks its MCP servers; starts no worker. Raises AppError."""
     async with AsyncExitStack() as stack:
-        mcp = await open_mcp_tools(app, stack, max_output_chars=DEFAULT_MAX_OUTPUT_CHARS)
+        mcp = await open_mcp_tools(app, stack, limits=DEFAULT_LIMITS)
     python = [(tool.spec, tool.where) for tool in app.tools]
     return checked(app, [*python, *((tool.spec, tool.where) for tool in mcp)])
 

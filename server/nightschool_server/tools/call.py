@@ -76,6 +76,8 @@ def describe_error(error: BaseException) -> str:
     A ValueError and an exception of the application speak for themselves.
     """
     kind = type(error)
+    if kind is MemoryError and not str(error):
+        return "MemoryError: the tool needs more memory than a call may take"
     speaks = isinstance(error, ValueError) or kind.__module__ != "builtins"
     if speaks and str(error):
         return str(error)
