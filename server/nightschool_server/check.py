@@ -7,6 +7,7 @@ something that works less well than it could.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -16,8 +17,10 @@ from PIL import Image, UnidentifiedImageError
 
 from nightschool_server.agent.call_forms import strict_fault as form_fault
 from nightschool_server.agent.formats import call_form
+from nightschool_server.agent.open_tool import OpenTool
 from nightschool_server.app import App, EvaluationTask, import_app
 from nightschool_server.call_form_choice import with_call_form
+from nightschool_server.chat import ToolSpec
 from nightschool_server.config.config import Config
 from nightschool_server.errors import AppError
 from nightschool_server.evaluation_set import read_lines
@@ -39,13 +42,14 @@ def examine(config: Config) -> list[Finding]:
     except AppError as error:
         return [Finding("app", "", "fault", str(error))]
     tasks, evaluation = _evaluation(app, config)
-    found = [Finding("app", "", "ok", f"{config.app}: {app.name!r}, {len(app.tools)} tools")]
-    found += [*_prompt(app), *_tools(app, config), *evaluation]
+    offered, served = _mcp(app)
+    found = [Finding("app", "", "ok", f"{config.app}: {app.name!r}, {len(offered)} tools")]
+    found += [*_prompt(app), *_tools(app, config), *served, *evaluation]
     if not config.engine.model:
         return [*found, Finding("model", "", "no", NO_MODEL)]
     from nightschool_server.template_check import examine_model
 
-    return [*found, *examine_model(app, config, has_images=any(task.images for task in tasks))]
+    return [*found, *examine_model(app, config, offered=offered, has_images=any(task.images for task in tasks))]
 
 
 def _prompt(app: App) -> Iterator[Finding]:
@@ -59,7 +63,7 @@ def _near(place: object) -> str:
 
 
 def _tools(app: App, config: Config) -> Iterator[Finding]:
-    if not app.tools:
+    if not (app.tools or app.mcp):
         yield Finding("tools", "", "no", "none: RunTask is one answer of the model unless the client brings tools")
     for tool in app.tools:
         fault = form_fault(call_form(config.agent), [tool.spec])
@@ -86,6 +90,27 @@ def _tool(tool: Tool) -> Finding:
         lacking = f"the docstring's Args: does not describe {', '.join(undescribed)}"
         return Finding("tools", spec.name, "no", f"{about}, but {lacking} ({where})")
     return Finding("tools", spec.name, "ok", f"{about} ({where})")
+
+
+def _mcp(app: App) -> tuple[tuple[ToolSpec, ...], list[Finding]]:
+    """Every tool in its order, and what is to be said of the MCP servers', which are started for it and ended."""
+    from nightschool_server.agent.toolbox import survey
+
+    try:
+        specs, tools = asyncio.run(survey(app))
+    except AppError as error:
+        return app.specs, [Finding("mcp", "", "fault", str(error))]
+    return specs, [_mcp_tool(app, tool) for tool in tools]
+
+
+def _mcp_tool(app: App, tool: OpenTool) -> Finding:
+    can_simulate = app.simulator(tool.spec.name) is not None
+    in_practice = conduct_of(tool.effect, "practice", can_simulate=can_simulate)
+    about = f"{tool.effect}{', simulated in practice' if in_practice == 'simulate' else ''}, of {tool.where}"
+    if in_practice == "refuse":
+        remedy = "declare a smaller effect in effects= if it has one, or give simulate= a function for it"
+        return Finding("mcp", tool.spec.name, "no", f"{about}: practice never runs it: {remedy}")
+    return Finding("mcp", tool.spec.name, "ok", about)
 
 
 def _evaluation(app: App, config: Config) -> tuple[list[EvaluationTask], list[Finding]]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from nightschool_server.agent.call_forms import HERMES, CallForm, form_of_template
 from nightschool_server.agent.formats import call_form
 from nightschool_server.app import App
-from nightschool_server.chat import Message, Text, assistant, system, tool_result, user
+from nightschool_server.chat import Message, Text, ToolSpec, assistant, system, tool_result, user
 from nightschool_server.config.config import Config
 from nightschool_server.engine import Prompt
 from nightschool_server.engines.model_folder import ModelFolder, read_model_folder
@@ -27,8 +27,11 @@ _IMAGE = "0" * 64
 _REMEDY = "take the instruction-tuned version of the model, or give its folder a chat_template.jinja"
 
 
-def examine_model(app: App, config: Config, *, has_images: bool) -> Iterator[Finding]:
-    """What is to be said of the model for this application; `has_images` of its held-out tasks."""
+def examine_model(app: App, config: Config, *, offered: tuple[ToolSpec, ...], has_images: bool) -> Iterator[Finding]:
+    """What is to be said of the model for this application, which offers it the tools `offered`.
+
+    `has_images` is whether held-out tasks have any.
+    """
     engine = config.engine
     try:
         folder = read_model_folder(
@@ -46,8 +49,8 @@ def examine_model(app: App, config: Config, *, has_images: bool) -> Iterator[Fin
         yield Finding("model", "images", "fault", "held-out tasks have images and this model reads text only")
     renderer = Renderer(RenderingParts(folder.tokenizer, folder.template, folder.image_token_id, folder.pictures, None))
     yield _form(config, folder)
-    yield from _template(app, renderer, folder, call_form(config.agent))
-    yield from _length(app, config, renderer, folder)
+    yield from _template(app, offered, renderer, folder, call_form(config.agent))
+    yield from _length(app, config, renderer, folder, offered)
 
 
 def _form(config: Config, folder: ModelFolder) -> Finding:
@@ -58,16 +61,18 @@ def _form(config: Config, folder: ModelFolder) -> Finding:
     return Finding(GROUP, "form", "ok", f"calls are read as {form.name}")
 
 
-def _template(app: App, renderer: Renderer, folder: ModelFolder, form: CallForm) -> Iterator[Finding]:
+def _template(
+    app: App, offered: tuple[ToolSpec, ...], renderer: Renderer, folder: ModelFolder, form: CallForm
+) -> Iterator[Finding]:
     opening = [*([system(app.system_prompt)] if app.system_prompt else []), user(ASKED)]
-    written = form.write(app.specs[0].name if app.specs else "look_up", {"key": ARGUMENT})
-    parsed = form.read(written, app.specs)
+    written = form.write(offered[0].name if offered else "look_up", {"key": ARGUMENT})
+    parsed = form.read(written, offered)
     call = parsed.calls[0]
     called = Message("assistant", parsed.calls) if parsed.as_parts else assistant(written)
     answered = tool_result(call, SAID)
 
     def render(messages: Sequence[Message]) -> str:
-        return renderer.text(Prompt(tuple(messages), app.specs))
+        return renderer.text(Prompt(tuple(messages), offered))
 
     def prompt() -> tuple[State, str]:
         if app.system_prompt.strip() not in render(opening):
@@ -76,11 +81,11 @@ def _template(app: App, renderer: Renderer, folder: ModelFolder, form: CallForm)
 
     def tools() -> tuple[State, str]:
         text = render(opening)
-        hidden = [spec.name for spec in app.specs if spec.name not in text.replace(app.system_prompt, "")]
+        hidden = [spec.name for spec in offered if spec.name not in text.replace(app.system_prompt, "")]
         if hidden:
             return "fault", f"does not show the model the tools {', '.join(hidden)}: {_REMEDY} that lists them"
-        undescribed = [spec.name for spec in app.specs if spec.description not in text]
-        return "ok", f"shows all {len(app.specs)} tools{', without their descriptions' if undescribed else ''}"
+        undescribed = [spec.name for spec in offered if spec.description not in text]
+        return "ok", f"shows all {len(offered)} tools{', without their descriptions' if undescribed else ''}"
 
     def calls() -> tuple[State, str]:
         text = render([*opening, called, answered])
@@ -100,7 +105,7 @@ def _template(app: App, renderer: Renderer, folder: ModelFolder, form: CallForm)
         return "ok", "shows results of tools"
 
     yield _asked("prompt", prompt)
-    if app.specs:
+    if offered:
         yield _asked("tools", tools)
     yield _asked("calls", calls)
     yield _asked("sent calls", sent_calls, "no")
@@ -133,10 +138,12 @@ def _asked(name: str, question: Callable[[], tuple[State, str]], refused: State 
     return Finding(GROUP, name, state, text)
 
 
-def _length(app: App, config: Config, renderer: Renderer, folder: ModelFolder) -> Iterator[Finding]:
+def _length(
+    app: App, config: Config, renderer: Renderer, folder: ModelFolder, offered: tuple[ToolSpec, ...]
+) -> Iterator[Finding]:
     opening = [*([system(app.system_prompt)] if app.system_prompt else []), user("?")]
     try:
-        used = len(renderer.tokenise(renderer.text(Prompt(tuple(opening), app.specs))))
+        used = len(renderer.tokenise(renderer.text(Prompt(tuple(opening), offered))))
     except InvalidRequestError:
         return  # Said above.
     context, answer = folder.info.context_length, config.agent.max_tokens
