@@ -231,7 +231,7 @@ class TaskRunner:
     @contextmanager
     def _workspace(self, response_id: str) -> Iterator[Path]:
         """A folder for whatever the task's tools write, gone when the task is."""
-        root = self._runtime.home.path / "workspaces" / response_id
+        root = self._runtime.home.workspaces / response_id
         try:
             yield root
         finally:
