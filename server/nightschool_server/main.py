@@ -109,9 +109,8 @@ def _quiet_transformers() -> None:
 
 def _check(home: Home, options: argparse.Namespace) -> int:
     config = load_config(home, overrides=_overrides(options))
-    if not all(config.app.partition(":")):
-        named = f"app {config.app!r} must be written module:attribute" if config.app else "no application is named"
-        raise AppError(f"{named}: nightschool check app:app, or set agent.app")
+    if not config.app:
+        raise AppError("no application is named: nightschool check app:app, or set agent.app")
     from nightschool_server import check
 
     if config.engine.model:
