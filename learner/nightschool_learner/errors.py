@@ -4,6 +4,7 @@ LearnerError
 ├── NothingToLearnError    the cycle ends `stopped`: too few seeds, too few pairs, no coverage
 ├── CycleCancelledError    the cycle ends `cancelled`: an operator asked for it
 ├── StageFailedError       the cycle ends `failed`: a stage cannot go on, and trying again would not help
+├── EndpointError          one call to an endpoint failed after its retries: its unit goes without an answer
 └── ServerGoneError        the server refused or vanished for longer than the learner waits
 
 Any other exception out of a stage also ends the cycle as `failed`; its traceback goes to the log.
@@ -26,6 +27,10 @@ class CycleCancelledError(LearnerError):
 
 class StageFailedError(LearnerError):
     """A stage cannot go on: the message says what, the value, the rule and the remedy."""
+
+
+class EndpointError(LearnerError):
+    """A call to an endpoint failed after its retries: the message names role, model and the last failure."""
 
 
 class ServerGoneError(LearnerError):
