@@ -145,12 +145,13 @@ def bearer(token: str) -> Metadata:
 class ServerProcess:
     """`python -m nightschool_server serve` as a process of its own; use as a context."""
 
-    def __init__(self, home: Path, *arguments: str) -> None:
+    def __init__(self, home: Path, *arguments: str, folder: Path = ROOT) -> None:
+        """`folder` is where it is started, and looks for its application."""
         self.home = home
         self.lines: list[str] = []
         self._serving = threading.Event()
         self._process = subprocess.Popen(
-            serve_command(home, *arguments), cwd=ROOT, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            serve_command(home, *arguments), cwd=folder, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

@@ -10,6 +10,7 @@ from nightschool.client import AsyncClient, Client
 from nightschool.content import (
     Answer,
     Delta,
+    File,
     FinishReason,
     Image,
     LearningPolicy,
@@ -105,6 +106,7 @@ __all__ = [
     "Event",
     "FailedPreconditionError",
     "FamilyResult",
+    "File",
     "FinishReason",
     "Image",
     "InternalError",

@@ -16,6 +16,7 @@ from typing import Any
 __all__ = [
     "Answer",
     "Delta",
+    "File",
     "FinishReason",
     "Image",
     "LearningPolicy",
@@ -118,6 +119,20 @@ class Image:
 
 
 @dataclass(frozen=True)
+class File:
+    """A file of a task: its bytes, or the sha256 of bytes that were uploaded or given back."""
+
+    name: str
+    """One name without a folder: the file's path in the task's workspace."""
+    data: bytes = b""
+    sha256: str = ""
+    media_type: str = ""
+    """Empty: guessed from the name."""
+    size_bytes: int = 0
+    """Of what the server gave back."""
+
+
+@dataclass(frozen=True)
 class ToolCall:
     """A call that the model asks for."""
 
@@ -142,6 +157,12 @@ class ToolResult:
     name: str
     content: str
     is_error: bool = False
+    images: tuple[Image, ...] = ()
+    """The model sees them in front of the content."""
+    files: tuple[File, ...] = ()
+    """That a tool of the application gave back."""
+    simulated: bool = False
+    """Whether a simulator answered in the tool's place."""
 
 
 Part = Text | Image | ToolCall | ToolResult
@@ -278,6 +299,8 @@ class TaskResult:
     usage: Usage
     messages: tuple[Message, ...]
     """All turns after the start, as the model saw them."""
+    files: tuple[File, ...]
+    """What the tools gave back as files; `client.download` fetches one."""
 
 
 TaskEvent = Started | Delta | ToolCalled | ToolReturned | TaskResult

@@ -134,18 +134,25 @@ def _tool_call(call: Mapping[str, Any]) -> ToolCall:
 
 def _tool_result(result: Mapping[str, Any]) -> ToolResult:
     call_id = str(result.get("call_id", ""))
-    return ToolResult(call_id, str(result.get("name", "")), str(result["content"]), bool(result.get("is_error")))
+    images = tuple(image_of(image, f"images[{i}]") for i, image in enumerate(result.get("images") or ()))
+    return ToolResult(
+        call_id, str(result.get("name", "")), str(result["content"]), bool(result.get("is_error")), images
+    )
 
 
 def _part(part: Part) -> content_pb2.Part:
     if isinstance(part, Text):
         return content_pb2.Part(text=part.text)
     if isinstance(part, Image):
-        image = content_pb2.Image(sha256=part.sha256) if part.sha256 else content_pb2.Image(data=part.data)
-        return content_pb2.Part(image=image)
+        return content_pb2.Part(image=image_proto(part))
     if isinstance(part, ToolCall):
         return content_pb2.Part(tool_call=tool_call_proto(part))
     return content_pb2.Part(tool_result=tool_result_proto(part))
+
+
+def image_proto(image: Image) -> content_pb2.Image:
+    """An image for the wire."""
+    return content_pb2.Image(sha256=image.sha256) if image.sha256 else content_pb2.Image(data=image.data)
 
 
 def tool_call_proto(call: ToolCall) -> content_pb2.ToolCall:
@@ -156,7 +163,12 @@ def tool_call_proto(call: ToolCall) -> content_pb2.ToolCall:
 def tool_result_proto(result: ToolResult) -> content_pb2.ToolResult:
     """A tool result for the wire."""
     return content_pb2.ToolResult(
-        call_id=result.call_id, name=result.name, content=result.content, is_error=result.is_error
+        call_id=result.call_id,
+        name=result.name,
+        content=result.content,
+        is_error=result.is_error,
+        images=[image_proto(image) for image in result.images],
+        simulated=result.simulated,
     )
 
 

@@ -257,6 +257,8 @@ class Task:
     """kept, or the reason for which it was dropped."""
     seed_request_ids: tuple[str, ...]
     created_at: datetime | None
+    num_simulated: int
+    """Candidates of its rollout whose observation a simulator gave, wholly or in part."""
 
 
 @dataclass(frozen=True)
@@ -273,6 +275,8 @@ class Pair:
     chosen: str
     rejected: str
     margin: float
+    simulated: bool
+    """Whether it rests on an observation that a simulator gave in the place of an external tool."""
 
 
 @dataclass(frozen=True)

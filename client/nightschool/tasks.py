@@ -13,6 +13,7 @@ from nightschool.blocking import iterate, run
 from nightschool.caller import Caller, Responses
 from nightschool.content import (
     Delta,
+    File,
     Message,
     Outcome,
     Started,
@@ -121,6 +122,7 @@ class AsyncTaskRun:
             num_steps=finished.num_steps,
             usage=from_proto(Usage, finished.usage),
             messages=messages,
+            files=tuple(from_proto(File, file) for file in finished.files),
         )
 
 

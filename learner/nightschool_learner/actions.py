@@ -5,12 +5,10 @@ Owns the merging of equal actions, pure functions over sampled text.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nightschool_server.agent.toolcalls import parse_answer
-from nightschool_server.chat import canonical_json
+from nightschool_server.agent.formats import ActionFormat
 
 from nightschool_learner.sampling import Sample
 
@@ -24,20 +22,12 @@ class Action:
     num_samples: int
 
 
-def action_key(text: str) -> str:
-    """Equal for two answers that do the same: call the same tools alike, or say the same."""
-    parsed = parse_answer(text)
-    if parsed.error is None and parsed.calls:
-        return canonical_json([[call.name, json.loads(call.arguments)] for call in parsed.calls])
-    return " ".join(text.split())
-
-
-def merge(samples: Sequence[Sample]) -> list[Action]:
+def merge(samples: Sequence[Sample], action_format: ActionFormat) -> list[Action]:
     """The distinct actions of a step, in the order in which they were first sampled."""
     counts: dict[str, int] = {}
     firsts: dict[str, Sample] = {}
     for sample in samples:
-        key = action_key(sample.text)
+        key = action_format.key(sample.text)
         counts[key] = counts.get(key, 0) + 1
         firsts.setdefault(key, sample)
     return [Action(sample, counts[key]) for key, sample in firsts.items()]

@@ -18,13 +18,13 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 
-from nightschool_server.agent.toolcalls import parse_answer
+from nightschool_server.agent.formats import ActionFormat
 
 from nightschool_learner.practice_records import DecidedStep
 
 
 def select_anchors(
-    steps: Sequence[DecidedStep], num_anchors: int, min_probability: float, seed: int
+    steps: Sequence[DecidedStep], num_anchors: int, *, min_probability: float, seed: int, action_format: ActionFormat
 ) -> tuple[DecidedStep, ...]:
     """At most `num_anchors` of `steps` that are sound, each conversation once, the tools by turns.
 
@@ -36,7 +36,7 @@ def select_anchors(
     drawn: Counter[str] = Counter()
     turns = []
     for step in supply:
-        tool = _tool(step)
+        tool = action_format.tool_of(step.candidates[0].text)
         turns.append((drawn[tool], step))
         drawn[tool] += 1
     turns.sort(key=lambda turn: turn[0])  # stable: the shuffle decides within a round
@@ -47,8 +47,3 @@ def _is_sound(step: DecidedStep, min_probability: float) -> bool:
     if len(step.candidates) != 1 or step.candidates[0].failure:
         return False
     return math.exp(step.candidates[0].logprob) >= min_probability
-
-
-def _tool(step: DecidedStep) -> str:
-    calls = parse_answer(step.candidates[0].text).calls
-    return calls[0].name if calls else ""

@@ -153,7 +153,9 @@ def insert_duel(db: sqlite3.Connection, step_id: str, key: tuple[int, int], duel
 
 def duels_of(store: Store, step_id: str) -> Duels:
     """A step's duels."""
-    return {(row["a"], row["b"]): duel_of(row) for row in store.query("SELECT * FROM duels WHERE step_id = ?", (step_id,))}
+    return {
+        (row["a"], row["b"]): duel_of(row) for row in store.query("SELECT * FROM duels WHERE step_id = ?", (step_id,))
+    }
 
 
 def duel_of(row: Mapping[str, Any]) -> Duel:

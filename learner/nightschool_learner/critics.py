@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 
-from nightschool_server.chat import Message, Text, canonical_json, user
+from nightschool_server.chat import Message, Text, canonical_json
 from nightschool_server.config.roles import CriticConfig
 from nightschool_server.engine import Prompt, Sampling
 from nightschool_server.errors import ContextOverflowError
@@ -147,9 +147,7 @@ class Judge:
         return answer, ""
 
     async def _keep(self, key: str, answer: Answer) -> None:
-        endpoint = self.config.endpoint
-        cost = (answer.prompt_tokens * endpoint.prompt_price + answer.completion_tokens * endpoint.completion_price) / 1e6
-        cost = 0.0 if self.model.is_served else cost
+        cost = self.model.cost(answer.prompt_tokens, answer.completion_tokens)
         self.spent.num_asked += 1
         self.spent.num_tokens += answer.prompt_tokens + answer.completion_tokens
         self.spent.cost += cost

@@ -24,7 +24,7 @@ from nightschool_server.errors import ContextOverflowError
 from nightschool_learner.endpoint_records import EndpointCall
 from nightschool_learner.errors import EndpointError, StageFailedError
 from nightschool_learner.openai_messages import ReadBlob, num_text_chars, to_openai
-from nightschool_learner.rates import Gate, Sleep, Window
+from nightschool_learner.rates import Clock, Gate, Sleep, Window
 from nightschool_learner.sampling import Sample, Samples
 
 logger = logging.getLogger(__name__)
@@ -61,6 +61,7 @@ class Endpoint:
     read_blob: ReadBlob
     record: Record
     cycle_id: str | None = None
+    clock: Clock = time.monotonic
     sleep: Sleep = asyncio.sleep
     until_allowed: Callable[[], Awaitable[None]] | None = None
     """Waited for before each try: a paused learner asks nobody."""
@@ -73,9 +74,9 @@ class Endpoint:
         """Connect. Raises StageFailedError where the SDK or the key is missing."""
         self._client = connect(self.config, self.role)
         self._slots = asyncio.Semaphore(self.config.concurrency)
-        self._requests = Window(self.config.requests_per_minute, sleep=self.sleep)
-        self._tokens = Window(self.config.tokens_per_minute, sleep=self.sleep)
-        self._gate = Gate(sleep=self.sleep)
+        self._requests = Window(self.config.requests_per_minute, self.clock, self.sleep)
+        self._tokens = Window(self.config.tokens_per_minute, self.clock, self.sleep)
+        self._gate = Gate(self.clock, self.sleep)
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from nightschool_server import chat
 from nightschool_server.agent.executors import ToolExecutor
+from nightschool_server.agent.formats import action_format
 from nightschool_server.agent.loop import Episode, EpisodeResult, Limits, LiveActor, run_episode
 from nightschool_server.agent.toolbox import open_tools
 from nightschool_server.app import EvaluationTask, is_correct, load_evaluation
@@ -130,7 +131,8 @@ class Results:
             for adapter, solved in self._solved.items()
             if solved
         )
-        self.progress.advance(1, tool_errors=result.num_tool_errors, completion_tokens=result.completion_tokens)
+        counts = {"tool_errors": result.num_tool_errors, "completion_tokens": result.completion_tokens}
+        self.progress.advance(1, **counts, **({"simulated": result.num_simulated} if result.num_simulated else {}))
         if len(self._pending) >= BATCH:
             await self.flush()
 
@@ -156,12 +158,22 @@ class Examiner:
         images = await asyncio.to_thread(read_images, task)
         app = self.cycle.app
         state = ToolState.initial(app, self.root)
-        limits = Limits(app.max_steps, self.config.max_tokens, self.config.max_task_tokens, MAX_TASK_S)
-        messages = (chat.system(app.system_prompt), chat.user(task.prompt, list(images)))
+        limits = Limits(
+            app.max_steps,
+            self.config.max_tokens,
+            self.config.max_task_tokens,
+            MAX_TASK_S,
+            self.cycle.agent.max_malformed_steps,
+        )
+        written = action_format(self.cycle.agent)
+        head = (chat.system(app.system_prompt), chat.user(task.prompt, list(images)))
+        messages = written.begin(head, self.executor.tools)
         sampler = AdapterSampler(PracticeSampler(self.cycle), adapter)
-        actor = LiveActor(sampler, self.executor, Sampling(temperature=0.0))
+        actor = LiveActor(sampler, self.executor, Sampling(temperature=0.0), action_format=written)
         try:
-            result = await run_episode(Episode(messages, state, limits, images), actor)
+            result = await run_episode(
+                Episode(written.begin(messages, self.executor.tools), state, limits, images), actor
+            )
         except ContextOverflowError as error:
             return TaskResult(task.id, task.family, False, str(error), OVERFLOW, 0, 0, 0)
         await asyncio.to_thread(result.state.discard)
@@ -179,6 +191,7 @@ def judge(task: EvaluationTask, result: EpisodeResult) -> TaskResult:
         num_steps=result.num_steps,
         num_tool_errors=result.num_tool_errors,
         completion_tokens=result.usage.completion_tokens,
+        num_simulated=result.num_simulated,
     )
 
 

@@ -29,6 +29,8 @@ class TaskResult:
     num_steps: int
     num_tool_errors: int
     completion_tokens: int
+    num_simulated: int = 0
+    """Observations that a simulator gave in the place of an external tool."""
 
 
 _COLUMNS = ", ".join(TaskResult.__dataclass_fields__)
@@ -49,11 +51,11 @@ def insert_results(store: Store, set_digest: str, cycle_id: str, results: Sequen
     with store.transaction() as db:
         db.executemany(
             f"INSERT OR IGNORE INTO evaluation_results (set_digest, adapter, cycle_id, created_at, {_COLUMNS}) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [
                 (
                     set_digest, adapter, cycle_id, now, r.task_id, r.family, int(r.success), r.answer, r.outcome,
-                    r.num_steps, r.num_tool_errors, r.completion_tokens,
+                    r.num_steps, r.num_tool_errors, r.completion_tokens, r.num_simulated,
                 )
                 for adapter, r in results
             ],

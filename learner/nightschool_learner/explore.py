@@ -11,17 +11,16 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 from nightschool_server.agent.episode import Episode, Limits
+from nightschool_server.agent.formats import action_format
 from nightschool_server.agent.loop import run_episode
 from nightschool_server.agent.toolbox import open_tools
-from nightschool_server.app import App
-from nightschool_server.chat import system, user
-from nightschool_server.config.practice import ExploreConfig
+from nightschool_server.chat import ToolSpec, system, user
 from nightschool_server.errors import InvalidRequestError
 from nightschool_server.ids import new_id
 from nightschool_server.tools.state import ToolState
@@ -31,9 +30,9 @@ from nightschool_learner.comparisons import Court
 from nightschool_learner.critics import open_critic
 from nightschool_learner.critique import Critic
 from nightschool_learner.errors import NothingToLearnError
+from nightschool_learner.panels import open_panel
 from nightschool_learner.parallel import for_each
 from nightschool_learner.practice import Practice, PracticeActor, RefusedPickError
-from nightschool_learner.panels import open_panel
 from nightschool_learner.practice_records import RolloutRow
 from nightschool_learner.sampling import AnswerSampler, PracticeSampler
 from nightschool_learner.seed_records import KEPT, TaskRow
@@ -85,6 +84,7 @@ class ExploreStage:
                 writer=writer,
                 sampler=sampler,
                 executor=tools,
+                action_format=action_format(cycle.agent),
                 explored=explored,
                 court=Court(cycle.store, writer, critic, panel, compared, is_listwise),
             )
@@ -122,7 +122,7 @@ async def _rollout(practice: Practice, cycle: Cycle, task: TaskRow, known: Rollo
     root = workspaces / rollout.id
     state, outcome, answer = "done", "", ""
     try:
-        episode = first_episode(cycle.app, task, root, practice.config)
+        episode = first_episode(cycle, task, root, practice.executor.tools)
         result = await run_episode(episode, PracticeActor(practice, task, rollout.id))
         outcome, answer = result.outcome, result.answer
     except RefusedPickError:
@@ -135,13 +135,16 @@ async def _rollout(practice: Practice, cycle: Cycle, task: TaskRow, known: Rollo
     practice.explored.advance(1, **{outcome: 1})
 
 
-def first_episode(app: App, task: TaskRow, root: Path, config: ExploreConfig) -> Episode:
+def first_episode(cycle: Cycle, task: TaskRow, root: Path, tools: Sequence[ToolSpec]) -> Episode:
     """The episode in which a task begins, as a live one would."""
+    app, config = cycle.app, cycle.config.explore
     head = (system(app.system_prompt),) if app.system_prompt else ()
     limits = Limits(
         max_steps=config.max_steps or app.max_steps,
         max_step_tokens=config.max_tokens,
         max_tokens=config.max_tokens * (config.max_steps or app.max_steps),
         max_time_s=NO_TIME_LIMIT_S,
+        max_malformed_steps=cycle.agent.max_malformed_steps,
     )
-    return Episode((*head, user(task.prompt, task.images)), ToolState.initial(app, root), limits)
+    messages = action_format(cycle.agent).begin((*head, user(task.prompt, task.images)), tools)
+    return Episode(messages, ToolState.initial(app, root), limits)

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from nightschool_server.agent.formats import ActionFormat, action_format
 from nightschool_server.store.store import Store
 
-from nightschool_learner.actions import action_key
 from nightschool_learner.panel import Case, Score
 from nightschool_learner.screening import words_of
 from nightschool_learner.stages import Cycle
@@ -45,7 +45,8 @@ class Opinion:
 
 def open_feedback(cycle: Cycle) -> Score:
     """The component's score over the home's feedback as it is now."""
-    opinions = opinions_of(cycle.store)
+    form = action_format(cycle.agent)
+    opinions = opinions_of(cycle.store, form)
     min_similarity = cycle.config.critic.feedback_similarity
 
     @lru_cache(maxsize=64)
@@ -55,7 +56,7 @@ def open_feedback(cycle: Cycle) -> Score:
         return [(share, opinion) for share, opinion in found if share >= min_similarity]
 
     async def score(case: Case, position: int) -> float | None:
-        return standing(shape_of(case.views[position].action), similar(case.context.task))
+        return standing(shape_of(case.views[position].action, form), similar(case.context.task))
 
     return score
 
@@ -77,12 +78,12 @@ def asked_words(text: str) -> frozenset[str]:
     return frozenset(word for word in words_of(text) if not word.isdigit())
 
 
-def shape_of(action: str) -> str:
+def shape_of(action: str, form: ActionFormat) -> str:
     """What an action does, whatever the values: every number of it is one and the same."""
-    return _NUMBER.sub("#", action_key(action))
+    return _NUMBER.sub("#", form.key(action))
 
 
-def opinions_of(store: Store) -> list[Opinion]:
+def opinions_of(store: Store, form: ActionFormat) -> list[Opinion]:
     """Everything that people said about trainable requests, newest first. A correction is for what it says instead."""
     rows = store.query(
         "SELECT f.response_id, f.good, f.score, f.correction FROM feedback f JOIN requests r ON r.id = f.response_id "
@@ -91,13 +92,13 @@ def opinions_of(store: Store) -> list[Opinion]:
     )
     found: list[Opinion] = []
     for row in rows:
-        prompt, shapes = _request(store, row["response_id"])
+        prompt, shapes = _request(store, row["response_id"], form)
         words = asked_words(prompt)
         value = _value(row["good"], row["score"])
         if value and shapes:
             found.append(Opinion(words, shapes, value))
         if row["correction"]:
-            found.append(Opinion(words, frozenset({shape_of(row["correction"])}), 1))
+            found.append(Opinion(words, frozenset({shape_of(row["correction"], form)}), 1))
     return found
 
 
@@ -109,13 +110,13 @@ def _value(good: int | None, score: float | None) -> int:
     return 1 if score > GOOD_SCORE else -1
 
 
-def _request(store: Store, response_id: str) -> tuple[str, frozenset[str]]:
+def _request(store: Store, response_id: str, form: ActionFormat) -> tuple[str, frozenset[str]]:
     """The words that were asked, and the shape of each action that the model took."""
     rows = store.query(
         "SELECT role, parts, sampled FROM messages WHERE response_id = ? ORDER BY position", (response_id,)
     )
     prompt = " ".join(_text(row["parts"]) for row in rows if row["role"] == "user")
-    shapes = {shape_of(_text(row["parts"])) for row in rows if row["sampled"]}
+    shapes = {shape_of(_text(row["parts"]), form) for row in rows if row["sampled"]}
     return prompt, frozenset(shapes - {""})
 
 

@@ -154,6 +154,7 @@ class Learner:
             incumbent=row.incumbent or BASE,
             config=LearnerConfig.model_validate_json(row.config),
             engine=self.config.engine,
+            agent=self.config.agent,
             home=self.home,
             store=self.store,
             app=self.app,

@@ -1,7 +1,7 @@
 """Pairs as the trainer reads them: TRL's conversational preference format, one JSON object a line.
 
     {"prompt": [...], "chosen": [{"role": "assistant", "content": ...}], "rejected": [...], "tools": [...] | null,
-     "images": ["<sha256>", ...], "pair_id": ..., "kind": ..., "margin": ...,
+     "images": ["<sha256>", ...], "pair_id": ..., "kind": ..., "margin": ..., "simulated": ...,
      "chosen_token_ids": [...], "rejected_token_ids": [...]}
 
 Prompt messages are what the chat template was given when the candidates were sampled; the content of chosen and
@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nightschool_server.agent.formats import action_format
 from nightschool_server.chat import ToolSpec, messages_from_json, template_messages, template_tools
 from nightschool_server.store.store import Store
 
@@ -29,10 +30,10 @@ ANCHORS_FILE = "anchors.jsonl"
 
 
 def export_rows(store: Store, cycle_id: str, tools: Sequence[ToolSpec] = ()) -> list[dict[str, Any]]:
-    """Every pair of the cycle, in the order in which they were practised. `tools` are the application's."""
+    """Every pair of the cycle, in the order in which they were practised, beside the `tools` of their prompts."""
     rows = store.query(
         "SELECT p.id, p.kind, p.margin, s.history, c.text AS chosen, c.token_ids AS chosen_ids, "
-        " r.text AS rejected, r.token_ids AS rejected_ids "
+        " r.text AS rejected, r.token_ids AS rejected_ids, s.simulated OR c.simulated OR r.simulated AS simulated "
         "FROM pairs p JOIN steps s ON s.id = p.step_id JOIN candidates c ON c.id = p.chosen "
         "JOIN candidates r ON r.id = p.rejected "
         "JOIN rollouts o ON o.id = s.rollout_id JOIN tasks t ON t.id = o.task_id "
@@ -53,6 +54,7 @@ def export_rows(store: Store, cycle_id: str, tools: Sequence[ToolSpec] = ()) -> 
                 "pair_id": row["id"],
                 "kind": row["kind"],
                 "margin": row["margin"],
+                "simulated": bool(row["simulated"]),
                 "chosen_token_ids": json.loads(row["chosen_ids"]),
                 "rejected_token_ids": json.loads(row["rejected_ids"]),
             }
@@ -82,12 +84,17 @@ def export_anchors(steps: Sequence[DecidedStep], tools: Sequence[ToolSpec] = ())
 
 def write_pairs_file(cycle: Cycle) -> Path:
     """Write the cycle's pairs.jsonl, whole or not at all. Returns its path."""
-    return _write_rows(cycle.folder / PAIRS_FILE, export_rows(cycle.store, cycle.id, cycle.app.specs))
+    return _write_rows(cycle.folder / PAIRS_FILE, export_rows(cycle.store, cycle.id, _shown_tools(cycle)))
 
 
 def write_anchors_file(cycle: Cycle, steps: Sequence[DecidedStep]) -> Path:
     """Write the cycle's anchors.jsonl, whole or not at all. Returns its path."""
-    return _write_rows(cycle.folder / ANCHORS_FILE, export_anchors(steps, cycle.app.specs))
+    return _write_rows(cycle.folder / ANCHORS_FILE, export_anchors(steps, _shown_tools(cycle)))
+
+
+def _shown_tools(cycle: Cycle) -> tuple[ToolSpec, ...]:
+    """The tools that the chat template was given when the cycle practised."""
+    return action_format(cycle.agent).shown(cycle.app.specs)
 
 
 def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> Path:

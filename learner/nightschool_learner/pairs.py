@@ -3,7 +3,8 @@
 A chosen step never has a failure. A rival that ran makes a pair only where it lost its duel
 with the pick (see `panel.py`); a rival that failed makes a pair by fact, and such pairs are capped, because
 they teach format more than judgement (METHOD.md: the public code keeps mostly those). Steps that fell
-back or agreed make none. What a pair is trained on is exactly what was sampled.
+back or agreed make none. A pair that rests on what a simulator gave back is kept out unless configured.
+What a pair is trained on is exactly what was sampled.
 
 Owns the selection (pure) and the stage that writes `pairs` rows; the trainer's file is `pair_export.py`.
 """
@@ -17,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from nightschool_server.agent.toolcalls import parse_answer
+from nightschool_server.agent.formats import TOOL_CALLS, ActionFormat, action_format
 from nightschool_server.config.practice import PairsConfig
 from nightschool_server.ids import new_id
 
@@ -46,6 +47,8 @@ class Pair:
     """Of the duel (for a judge: nats, the smaller of both orders); 0 where facts decided."""
     key: tuple[str, str, str]
     """Conversation, chosen and rejected text, normalised: what makes two pairs near duplicates."""
+    simulated: bool
+    """Whether it rests on an observation that a simulator gave."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Selection:
     dropped: Mapping[str, int]
 
 
-def pairs_of(step: DecidedStep) -> list[Pair]:
+def pairs_of(step: DecidedStep, written: ActionFormat = TOOL_CALLS) -> list[Pair]:
     """Every pair that the step supports, surest first."""
     if step.step.picked_by not in ("facts", "critic") or step.step.picked is None:
         return []
@@ -71,15 +74,20 @@ def pairs_of(step: DecidedStep) -> list[Pair]:
         if margin is None:
             continue
         kind: Kind = "ran_vs_failed" if rival.failure else "both_ran"
-        found.append(_pair(step, chosen, rival, kind, margin))
+        found.append(_pair(step, rival, kind, margin, written))
     return sorted(found, key=lambda p: (-p.margin, p.rejected))
 
 
-def select(steps: Sequence[DecidedStep], config: PairsConfig, seed: int) -> Selection:
+def select(
+    steps: Sequence[DecidedStep], config: PairsConfig, seed: int, written: ActionFormat = TOOL_CALLS
+) -> Selection:
     """Apply the caps; which pairs go where a cap bites is drawn from `seed`."""
     dropped: Counter[str] = Counter()
-    supply = [pair for step in steps for pair in pairs_of(step)[: config.max_per_step]]
-    dropped["step_cap"] = sum(max(0, len(pairs_of(step)) - config.max_per_step) for step in steps)
+    supported = [pairs_of(step, written) for step in steps]
+    usable = [[pair for pair in pairs if config.train_on_simulated or not pair.simulated] for pairs in supported]
+    dropped["simulated"] = sum(map(len, supported)) - sum(map(len, usable))
+    supply = [pair for pairs in usable for pair in pairs[: config.max_per_step]]
+    dropped["step_cap"] = sum(map(len, usable)) - len(supply)
     random.Random(seed).shuffle(supply)
     per_task: Counter[str] = Counter()
     per_tool: Counter[str] = Counter()
@@ -109,7 +117,8 @@ class PairsStage:
 
     async def run(self, cycle: Cycle) -> Ending | None:
         config = cycle.config.pairs
-        selection = select(practice_records.decided_steps(cycle.store, cycle.id), config, cycle.seed)
+        written = action_format(cycle.agent)
+        selection = select(practice_records.decided_steps(cycle.store, cycle.id), config, cycle.seed, written)
         rows = [
             (new_id("pair"), cycle.id, p.step_id, p.chosen, p.rejected, p.kind, p.margin, time.time())
             for p in selection.pairs
@@ -119,13 +128,18 @@ class PairsStage:
         counts = Counter(pair.kind for pair in selection.pairs) + Counter(
             {f"dropped_{k}": v for k, v in selection.dropped.items()}
         )
+        agreed = practice_records.agreed_steps(cycle.store, cycle.id)
+        sound = [step for step in agreed if config.train_on_simulated or not step.simulated]
         anchors = select_anchors(
-            practice_records.agreed_steps(cycle.store, cycle.id),
+            sound,
             max(config.min_anchors, round(config.anchors_per_pair * len(selection.pairs))),
-            config.min_anchor_probability,
-            cycle.seed,
+            min_probability=config.min_anchor_probability,
+            seed=cycle.seed,
+            action_format=written,
         )
         counts["anchors"] = len(anchors)
+        if len(sound) < len(agreed):
+            counts["anchors_dropped_simulated"] = len(agreed) - len(sound)
         progress = cycle.progress(self.name)
         progress.begin(len(selection.pairs), len(selection.pairs), counts)
         if len(selection.pairs) < config.min_pairs:
@@ -138,17 +152,18 @@ class PairsStage:
         return None
 
 
-def _pair(step: DecidedStep, chosen: CandidateRow, rejected: CandidateRow, kind: Kind, margin: float) -> Pair:
-    calls = parse_answer(chosen.text).calls
+def _pair(step: DecidedStep, rejected: CandidateRow, kind: Kind, margin: float, written: ActionFormat) -> Pair:
+    chosen = next(c for c in step.candidates if c.position == step.step.picked)
     return Pair(
         step_id=step.step.id,
         task_id=step.task_id,
-        tool=calls[0].name if calls else "",
+        tool=written.tool_of(chosen.text),
         chosen=chosen.id,
         rejected=rejected.id,
         kind=kind,
         margin=margin,
         key=(step.step.history, _normal(chosen.text), _normal(rejected.text)),
+        simulated=step.step.simulated or chosen.simulated or rejected.simulated,
     )
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from nightschool_learner.critique import Abstention, Compare, Contender, Context, Duel, in_both_orders
@@ -30,6 +30,8 @@ class Case:
     contenders: Mapping[int, Contender]
     compare: Compare
     """The judge's comparisons in one order, behind the rows."""
+    scores: dict[tuple[str, int], float | None] = field(default_factory=dict)
+    """What a component found of a candidate, by its name and the position: one look is enough for several duels."""
 
 
 class Component(Protocol):
@@ -69,13 +71,19 @@ class ScoreComponent:
     score: Score
 
     async def meet(self, case: Case, a: int, b: int) -> Duel:
-        of_a, of_b = await self.score(case, a), await self.score(case, b)
+        of_a, of_b = [await self._score(case, position) for position in (a, b)]
         if of_a is None or of_b is None:
             return Duel(None, "silent", component=self.name)
         difference = of_a - of_b
         if abs(difference) < self.margin:
             return Duel(None, "margin", component=self.name)
         return Duel(a if difference > 0 else b, margin=abs(difference), component=self.name)
+
+    async def _score(self, case: Case, position: int) -> float | None:
+        key = (self.name, position)
+        if key not in case.scores:
+            case.scores[key] = await self.score(case, position)
+        return case.scores[key]
 
 
 async def consistency(case: Case, position: int) -> float:

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 from nightschool_server.agent.episode import Episode, Execution, Step, Usage
 from nightschool_server.agent.executors import ToolExecutor
+from nightschool_server.agent.formats import ActionFormat
 from nightschool_server.agent.loop import execute
-from nightschool_server.chat import Message, ToolResult, messages_to_json
+from nightschool_server.chat import Message, ToolResult, messages_to_json, num_simulated
 from nightschool_server.config.practice import ExploreConfig
 from nightschool_server.engine import Prompt, Sampling
 from nightschool_server.ids import new_id
@@ -49,6 +50,7 @@ class Practice:
     writer: Writer
     sampler: AnswerSampler
     executor: ToolExecutor
+    action_format: ActionFormat
     explored: Progress
     court: Court
 
@@ -100,10 +102,12 @@ class PracticeActor:
         self, episode: Episode, position: int
     ) -> tuple[StepRow, list[CandidateRow], dict[int, Execution]]:
         samples = await self._samples(episode, position)
-        actions = merge(samples)
+        actions = merge(samples, self._practice.action_format)
         executions = dict(enumerate(await asyncio.gather(*(self._run_action(action, episode) for action in actions))))
         history = messages_to_json(episode.messages)
-        step = StepRow(new_id("step"), self._rollout_id, position, history, None, "")
+        step = StepRow(
+            new_id("step"), self._rollout_id, position, history, None, "", num_simulated(episode.messages) > 0
+        )
         candidates = [_candidate(step.id, i, action, executions[i]) for i, action in enumerate(actions)]
         await self._practice.writer.write(lambda db: practice_records.insert_step(db, step, candidates))
         self._practice.explored.advance(
@@ -112,6 +116,7 @@ class PracticeActor:
             tokens=sum(len(sample.token_ids) for sample in samples),
             distinct_actions=len(actions),
             **Counter(f"failed_{c.failure}" for c in candidates if c.failure),
+            **Counter("simulated" for c in candidates if c.simulated),
         )
         return step, candidates, executions
 
@@ -135,7 +140,8 @@ class PracticeActor:
         )
 
     async def _call(self, episode: Episode, sampling: Sampling) -> tuple[Sample, ...]:
-        prompt = Prompt(episode.messages, self._practice.executor.tools, episode.images)
+        tools = self._practice.action_format.shown(self._practice.executor.tools)
+        prompt = Prompt(episode.messages, tools, episode.images)
         return (await self._practice.sampler.sample(prompt, sampling, adapter=self._practice.adapter)).answers
 
     async def _run_action(self, action: Action, episode: Episode) -> Execution:
@@ -150,6 +156,7 @@ class PracticeActor:
             self._practice.executor,
             finish_reason="length" if cut else "stop",
             limits=episode.limits_left,
+            action_format=self._practice.action_format,
         )
 
     async def _pick(self, episode: Episode, step: StepRow, candidates: Sequence[CandidateRow]) -> int:
@@ -199,6 +206,7 @@ def _candidate(step_id: str, position: int, action: Action, execution: Execution
         observation=observation_of(execution.observations),
         failure=execution.failure,
         final=execution.final,
+        simulated=num_simulated(execution.observations) > 0,
     )
 
 

@@ -26,6 +26,9 @@ def explore_counts(store: Store, cycle_id: str) -> dict[str, int]:
         (cycle_id,),
     ):
         counts[f"failed_{row['failure']}"] = int(row["n"])
+    of_simulators = f"SELECT COUNT(*) AS n FROM candidates WHERE step_id IN ({_STEPS}) AND simulated"
+    if num_simulated := int(store.query(of_simulators, (cycle_id,))[0]["n"]):
+        counts["simulated"] = num_simulated
     for row in store.query(
         "SELECT s.picked_by, COUNT(*) AS n FROM steps s JOIN rollouts r ON r.id = s.rollout_id "
         "WHERE r.cycle_id = ? AND s.picked IS NOT NULL GROUP BY s.picked_by",
@@ -43,8 +46,7 @@ def explore_counts(store: Store, cycle_id: str) -> dict[str, int]:
 def critique_counts(store: Store, cycle_id: str) -> dict[str, int]:
     """Counts over the cycle's comparisons, duels and abstentions, from the rows: how often the first shown won, ..."""
     rows = store.query(
-        "SELECT verdict, COUNT(*) AS n FROM critiques WHERE "
-        f"step_id IN ({_STEPS}) GROUP BY verdict",
+        f"SELECT verdict, COUNT(*) AS n FROM critiques WHERE step_id IN ({_STEPS}) GROUP BY verdict",
         (cycle_id,),
     )
     counts = {f"verdict_{row['verdict']}": int(row["n"]) for row in rows}

@@ -1,8 +1,8 @@
 """The rows of practice: rollouts, steps, candidates and pairs.
 
-Owns their SQL; critiques and duels are `comparisons.py`'s. What writes takes a connection inside a transaction, see `writer.py`. A step is written when its
-candidates have run, its comparisons one by one as they are paid for, its pick last; so a killed learner finds
-exactly what it still has to do.
+Owns their SQL; critiques and duels are `comparisons.py`'s. What writes takes a connection inside a transaction, see
+`writer.py`. A step is written when its candidates have run, its comparisons one by one as they are paid for, its pick
+last; so a killed learner finds exactly what it still has to do.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from nightschool_server.chat import canonical_json
-from nightschool_server.ids import new_id
 from nightschool_server.store.store import Store
 
 from nightschool_learner.comparisons import Duels, duel_of
@@ -43,6 +42,8 @@ class CandidateRow:
     failure: str
     """Empty, or which fact speaks against it: parse, schema, execution, budget."""
     final: bool
+    simulated: bool = False
+    """Whether a simulator gave a part of the observation."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class StepRow:
     """The conversation that the candidates continue, as messages JSON."""
     picked: int | None
     picked_by: str
+    simulated: bool = False
+    """Whether a simulator gave an observation of the history."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,11 @@ class DecidedStep:
     candidates: tuple[CandidateRow, ...]
     duels: Duels
     """By (lower, higher) position."""
+
+    @property
+    def simulated(self) -> bool:
+        """Whether a simulator gave an observation of its history or of one of its candidates."""
+        return self.step.simulated or any(candidate.simulated for candidate in self.candidates)
 
 
 @dataclass(frozen=True)
@@ -103,7 +111,7 @@ def end_rollout(db: sqlite3.Connection, rollout_id: str, state: str, outcome: st
 def steps_of(store: Store, rollout_id: str) -> list[StepRow]:
     """A rollout's steps in order."""
     rows = store.query(
-        "SELECT id, rollout_id, position, history, picked, picked_by FROM steps WHERE rollout_id = ? ORDER BY position",
+        "SELECT * FROM steps WHERE rollout_id = ? ORDER BY position",
         (rollout_id,),
     )
     return [_step(row) for row in rows]
@@ -112,16 +120,16 @@ def steps_of(store: Store, rollout_id: str) -> list[StepRow]:
 def insert_step(db: sqlite3.Connection, step: StepRow, candidates: Sequence[CandidateRow]) -> None:
     """Write a step whose candidates have run and among which nobody has chosen yet."""
     db.execute(
-        "INSERT INTO steps (id, rollout_id, position, history, created_at) VALUES (?, ?, ?, ?, ?)",
-        (step.id, step.rollout_id, step.position, step.history, time.time()),
+        "INSERT INTO steps (id, rollout_id, position, history, simulated, created_at) VALUES (?, ?, ?, ?, ?, ?)",
+        (step.id, step.rollout_id, step.position, step.history, int(step.simulated), time.time()),
     )
     db.executemany(
         "INSERT INTO candidates (id, step_id, position, text, token_ids, logprob, num_samples, observation, "
-        "failure, final) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "failure, final, simulated) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [
             (
                 c.id, step.id, c.position, c.text, canonical_json(list(c.token_ids)), c.logprob, c.num_samples,
-                c.observation, c.failure, int(c.final),
+                c.observation, c.failure, int(c.final), int(c.simulated),
             )
             for c in candidates
         ],
@@ -184,13 +192,14 @@ def insert_pairs(db: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> Non
 
 
 def _step(row: Mapping[str, Any]) -> StepRow:
-    return StepRow(**{key: row[key] for key in StepRow.__dataclass_fields__})
+    values = {key: row[key] for key in StepRow.__dataclass_fields__}
+    return StepRow(**values | {"simulated": bool(row["simulated"])})
 
 
 def _candidate(row: Mapping[str, Any]) -> CandidateRow:
     values = {key: row[key] for key in CandidateRow.__dataclass_fields__}
     values["token_ids"] = tuple(json.loads(row["token_ids"]))
-    values["final"] = bool(row["final"])
+    values["final"], values["simulated"] = bool(row["final"]), bool(row["simulated"])
     return CandidateRow(**values)
 
 

@@ -35,6 +35,13 @@ class Model:
     is_served: bool
     has_odds: bool
     """Whether answers carry the odds of their tokens."""
+    prompt_price: float = 0.0
+    completion_price: float = 0.0
+    """Of a million tokens."""
+
+    def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """Of one answer."""
+        return (prompt_tokens * self.prompt_price + completion_tokens * self.completion_price) / 1e6
 
 
 @asynccontextmanager
@@ -45,7 +52,7 @@ async def open_role(cycle: Cycle, role: str, config: RoleConfig, served: AnswerS
     """
     if config.kind == "served":
         adapter = cycle.adapter_of(config.adapter)
-        yield Model(served, adapter, f"served/{adapter}", is_served=True, has_odds=True)
+        yield Model(served, adapter, f"served/{adapter}", True, True)
         return
 
     async def record(call: EndpointCall) -> None:
@@ -56,4 +63,5 @@ async def open_role(cycle: Cycle, role: str, config: RoleConfig, served: AnswerS
     )
     name = f"{config.endpoint.model}@{config.endpoint.base_url}"
     async with endpoint as sampler:
-        yield Model(sampler, "", name, is_served=False, has_odds=config.endpoint.has_logprobs)
+        prices = (config.endpoint.prompt_price, config.endpoint.completion_price)
+        yield Model(sampler, "", name, False, config.endpoint.has_logprobs, *prices)

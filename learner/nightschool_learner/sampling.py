@@ -229,11 +229,19 @@ def _part_to_sdk(part: chat.Part, images: Mapping[str, bytes]) -> SdkPart:
         case chat.Text(text):
             return nightschool.Text(text)
         case chat.Image(sha256):
-            return nightschool.Image(data=images[sha256]) if sha256 in images else nightschool.Image(sha256=sha256)
+            return _image_to_sdk(sha256, images)
+        case chat.File():
+            # A model call has no workspace: the model sees the same line either way.
+            return nightschool.Text(part.line)
         case chat.ToolCall(id_, name, arguments):
             return nightschool.ToolCall(id_, name, arguments)
         case chat.ToolResult(call_id, name, content, is_error):
-            return nightschool.ToolResult(call_id, name, content, is_error)
+            pictures = tuple(_image_to_sdk(sha256, images) for sha256 in part.images)
+            return nightschool.ToolResult(call_id, name, content, is_error, pictures, simulated=part.simulated)
+
+
+def _image_to_sdk(sha256: str, images: Mapping[str, bytes]) -> nightschool.Image:
+    return nightschool.Image(data=images[sha256]) if sha256 in images else nightschool.Image(sha256=sha256)
 
 
 @functools.lru_cache(maxsize=256)

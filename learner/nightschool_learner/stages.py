@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from nightschool import AsyncClient
     from nightschool_server.app import App
     from nightschool_server.config.learner import LearnerConfig
-    from nightschool_server.config.serving import EngineConfig
+    from nightschool_server.config.serving import AgentConfig, EngineConfig
     from nightschool_server.home import Home
     from nightschool_server.store.store import Store
 
@@ -106,6 +106,8 @@ class Cycle:
     """With the cycle's overrides applied."""
     engine: EngineConfig
     """What serves, which decides where training may run."""
+    agent: AgentConfig
+    """How live tasks run, which practice and evaluation follow."""
     home: Home
     store: Store
     app: App

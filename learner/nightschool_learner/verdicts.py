@@ -1,7 +1,7 @@
 """What a critic's answer says: a letter with the odds beside it, or a JSON object with a confidence.
 
-Owns the two forms of an answer and their reading, pure functions over text. An answer in no form is unreadable, which is
-never a preference. Scores are in nats, one for each candidate in the order in which they were shown; only their
+Owns the two forms of an answer and their reading, pure functions over text. An answer in no form is unreadable, which
+is never a preference. Scores are in nats, one for each candidate in the order in which they were shown; only their
 differences mean something.
 """
 

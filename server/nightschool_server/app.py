@@ -29,12 +29,14 @@ from typing import Any
 from nightschool_server.chat import ToolSpec
 from nightschool_server.errors import AppError
 from nightschool_server.evaluation_set import EvaluationSet, EvaluationTask, is_correct, read_evaluation
+from nightschool_server.scorer import SCORER_TOOL, ScoredStep, Scorer
+from nightschool_server.tools.content import ToolFile, ToolImage
 from nightschool_server.tools.effects import Effect
 from nightschool_server.tools.tool import Tool, ToolContext, tool
 
 __all__ = [
-    "App", "AppError", "Effect", "EvaluationSet", "EvaluationTask", "Tool", "ToolContext",
-    "is_correct", "load_app", "load_evaluation", "tool",
+    "App", "AppError", "Effect", "EvaluationSet", "EvaluationTask", "ScoredStep", "Tool", "ToolContext", "ToolFile",
+    "ToolImage", "is_correct", "load_app", "load_evaluation", "tool",
 ]  # fmt: skip
 
 
@@ -53,9 +55,15 @@ class App:
     max_steps: int = 8
     tool_timeout_s: float = 30.0
     """Of tools that do not say themselves."""
+    scorer: Scorer = field(default_factory=Scorer)
+    """Scores candidates for the critic, see `scorer.py`: a function here, or one under `@app.scorer`."""
+    gold: Path | None = None
+    """Comparisons that people (or a rule) decided, as JSON lines, see `gold_set.py`: the critic is audited on them."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tools", tuple(self.tools))
+        if not isinstance(self.scorer, Scorer):
+            object.__setattr__(self, "scorer", Scorer(self.scorer))
         if not self.name.strip():
             raise AppError("App(name=...) is empty: give the application a name")
         if not 1 <= self.max_steps <= 100:
@@ -77,6 +85,8 @@ class App:
 
     def tool(self, name: str) -> Tool | None:
         """The tool of that name."""
+        if name == SCORER_TOOL:
+            return self.scorer.tool
         return next((tool for tool in self.tools if tool.spec.name == name), None)
 
     def timeout_s(self, tool: Tool) -> float:

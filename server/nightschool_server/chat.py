@@ -31,6 +31,22 @@ class Image:
 
 
 @dataclass(frozen=True)
+class File:
+    """A file of the task's workspace, as it was when it was sent or given back; the model sees a line of it."""
+
+    name: str
+    """Its path in the workspace, one name without a folder."""
+    media_type: str
+    size_bytes: int
+    sha256: str
+
+    @property
+    def line(self) -> str:
+        """What the model is told, with the line's end."""
+        return f"[file: {self.name}, {self.media_type}, {self.size_bytes:,} bytes]\n"
+
+
+@dataclass(frozen=True)
 class ToolCall:
     """A call that the model asked for. `arguments` is a JSON object as text."""
 
@@ -51,9 +67,11 @@ class ToolResult:
     """By the content hash of their encoded bytes; the model sees them in front of the content."""
     simulated: bool = False
     """Whether a simulator answered in the tool's place, as it does in practice for external tools."""
+    files: tuple[File, ...] = ()
+    """That the tool gave back; the content has a line of each."""
 
 
-Part = Text | Image | ToolCall | ToolResult
+Part = Text | Image | File | ToolCall | ToolResult
 
 
 @dataclass(frozen=True)
@@ -67,6 +85,11 @@ class Message:
     def text(self) -> str:
         """The text parts, joined."""
         return "".join(part.text for part in self.parts if isinstance(part, Text))
+
+    @property
+    def files(self) -> tuple[File, ...]:
+        """Every file, those that tools gave back included, in order."""
+        return tuple(file for part in self.parts for file in _files_of(part))
 
     @property
     def images(self) -> tuple[str, ...]:
@@ -100,9 +123,9 @@ def system(text: str) -> Message:
     return Message("system", (Text(text),))
 
 
-def user(text: str, images: Sequence[str] = ()) -> Message:
-    """A user message: the images (by sha256) first, then the text."""
-    return Message("user", (*(Image(sha256) for sha256 in images), Text(text)))
+def user(text: str, images: Sequence[str] = (), files: Sequence[File] = ()) -> Message:
+    """A user message: the images (by sha256) first, then the files, then the text."""
+    return Message("user", (*(Image(sha256) for sha256 in images), *files, Text(text)))
 
 
 def assistant(text: str) -> Message:
@@ -111,16 +134,29 @@ def assistant(text: str) -> Message:
 
 
 def tool_result(
-    call: ToolCall, content: str, *, is_error: bool = False, images: Sequence[str] = (), simulated: bool = False
+    call: ToolCall,
+    content: str,
+    *,
+    is_error: bool = False,
+    images: Sequence[str] = (),
+    simulated: bool = False,
+    files: Sequence[File] = (),
 ) -> Message:
     """The observation that answers `call`; `images` by sha256."""
-    return Message("tool", (ToolResult(call.id, call.name, content, is_error, tuple(images), simulated),))
+    result = ToolResult(call.id, call.name, content, is_error, tuple(images), simulated, tuple(files))
+    return Message("tool", (result,))
+
+
+def num_simulated(messages: Sequence[Message]) -> int:
+    """How many observations of the conversation a simulator gave."""
+    return sum(isinstance(part, ToolResult) and part.simulated for message in messages for part in message.parts)
 
 
 def template_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """The messages as a chat template reads them.
 
     A user message or a tool result with images has a content list of `{"type": "image"}` and `{"type": "text"}`;
+    a file of a user message is a line of its text;
     every other content is a string, which is what templates of text models expect. Tool calls that
     arrived as parts become `tool_calls`; a tool result becomes a message of role `tool`.
     """
@@ -162,14 +198,24 @@ def messages_from_json(text: str) -> tuple[Message, ...]:
 
 def _template_content(message: Message) -> str | list[dict[str, str]]:
     if not message.images:
-        return message.text
+        return "".join(_shown(part) for part in message.parts)
     content: list[dict[str, str]] = []
     for part in message.parts:
         if isinstance(part, Image):
             content.append({"type": "image"})
-        elif isinstance(part, Text):
-            content.append({"type": "text", "text": part.text})
+        elif isinstance(part, Text | File):
+            content.append({"type": "text", "text": _shown(part)})
     return content
+
+
+def _shown(part: Part) -> str:
+    match part:
+        case Text(text):
+            return text
+        case File():
+            return part.line
+        case _:
+            return ""
 
 
 def _result_content(result: ToolResult) -> str | list[dict[str, str]]:
@@ -188,18 +234,49 @@ def _images_of(part: Part) -> tuple[str, ...]:
             return ()
 
 
+def _files_of(part: Part) -> tuple[File, ...]:
+    match part:
+        case File():
+            return (part,)
+        case ToolResult():
+            return part.files
+        case _:
+            return ()
+
+
 def _part_to_dict(part: Part) -> dict[str, Any]:
     match part:
         case Text(text):
             return {"type": "text", "text": text}
         case Image(sha256):
             return {"type": "image", "sha256": sha256}
+        case File():
+            return {"type": "file", **file_to_dict(part)}
         case ToolCall(id_, name, arguments):
             return {"type": "tool_call", "id": id_, "name": name, "arguments": arguments}
-        case ToolResult(call_id, name, content, is_error, images, simulated):
+        case ToolResult(call_id, name, content, is_error):
             kept = {"type": "tool_result", "call_id": call_id, "name": name, "content": content, "is_error": is_error}
-            rare: dict[str, Any] = {"images": list(images)} if images else {}
-            return {**kept, **rare, **({"simulated": True} if simulated else {})}
+            return {**kept, **_rare_of(part)}
+
+
+def _rare_of(result: ToolResult) -> dict[str, Any]:
+    """What few results have; rows of older versions never do."""
+    rare = {
+        "images": list(result.images),
+        "simulated": result.simulated,
+        "files": [file_to_dict(file) for file in result.files],
+    }
+    return {name: value for name, value in rare.items() if value}
+
+
+def file_to_dict(file: File) -> dict[str, Any]:
+    """The file as JSON holds it; `file_from_dict` reads it."""
+    return {"name": file.name, "media_type": file.media_type, "size_bytes": file.size_bytes, "sha256": file.sha256}
+
+
+def file_from_dict(value: Mapping[str, Any]) -> File:
+    """The file that `file_to_dict` wrote."""
+    return File(value["name"], value["media_type"], value["size_bytes"], value["sha256"])
 
 
 def _part_from_dict(value: Mapping[str, Any]) -> Part:
@@ -208,10 +285,19 @@ def _part_from_dict(value: Mapping[str, Any]) -> Part:
             return Text(value["text"])
         case "image":
             return Image(value["sha256"])
+        case "file":
+            return file_from_dict(value)
         case "tool_call":
             return ToolCall(value["id"], value["name"], value["arguments"])
         case "tool_result":
-            images, simulated = tuple(value.get("images", ())), value.get("simulated", False)
-            return ToolResult(value["call_id"], value["name"], value["content"], value["is_error"], images, simulated)
+            return ToolResult(
+                value["call_id"],
+                value["name"],
+                value["content"],
+                value["is_error"],
+                tuple(value.get("images", ())),
+                value.get("simulated", False),
+                tuple(file_from_dict(file) for file in value.get("files", ())),
+            )
         case other:
             raise ValueError(f"unknown part type {other!r}")

@@ -19,7 +19,8 @@ from nightschool_server.config.config import Config
 from nightschool_server.errors import AppError
 from nightschool_server.evaluation_set import read_lines
 from nightschool_server.findings import Finding, State
-from nightschool_server.tools.tool import PRACTICE_EFFECTS, Tool
+from nightschool_server.tools.effects import conduct_of
+from nightschool_server.tools.tool import Tool
 
 MAX_SHOWN = 5
 """Faults of one kind that are spelled out; the rest are counted."""
@@ -69,9 +70,11 @@ def _tool(tool: Tool) -> Finding:
         return Finding("tools", spec.name, "fault", f"its schema is wrong: {fault} ({where})")
     if fault := strict_fault(spec):
         return Finding("tools", spec.name, "fault", f"{fault} ({where})")
-    about = f"{tool.effect}{', strict' if spec.strict else ''}"
-    if tool.effect not in PRACTICE_EFFECTS:
-        remedy = "declare a smaller effect if it has one"
+    in_practice = conduct_of(tool.effect, "practice", can_simulate=tool.simulate is not None)
+    about = f"{tool.effect}{', simulated in practice' if in_practice == 'simulate' else ''}"
+    about += ", strict" if spec.strict else ""
+    if in_practice == "refuse":
+        remedy = "give it a simulator, or declare a smaller effect if it has one"
         return Finding("tools", spec.name, "no", f"{about}: practice never runs it: {remedy} ({where})")
     undescribed = [name for name, schema in spec.schema["properties"].items() if "description" not in schema]
     if undescribed:

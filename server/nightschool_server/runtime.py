@@ -13,8 +13,8 @@ from nightschool_server.config.config import Config
 from nightschool_server.counters import Counters
 from nightschool_server.engine import Engine
 from nightschool_server.home import Home
+from nightschool_server.image_check import ImageLimits
 from nightschool_server.service.images import Images
-from nightschool_server.service.wire_images import ImageLimits
 from nightschool_server.store.request_log import RequestLog
 from nightschool_server.store.store import Store
 

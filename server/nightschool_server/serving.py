@@ -94,7 +94,12 @@ async def serving(
         may_sleep = config.learner.train.placement == "sleep"
         running = await (engine() if engine is not None else start_engine(config.engine, may_sleep=may_sleep))
         stack.push_async_callback(running.close)
-        request_log = RequestLog(store, config.log.queue_size, redactor_of(config.log.redact))
+        request_log = RequestLog(
+            store,
+            config.log.queue_size,
+            redactor_of(config.log.redact),
+            keep_uploads_s=config.agent.keep_uploads_s,
+        )
         stack.push_async_callback(asyncio.to_thread, request_log.close)
         registry = await _registry(home, store, running, config, stack)
         images = Images(lambda sha256: _blob(store, sha256))

@@ -60,7 +60,8 @@ QUERIES = [
 
 def test_the_tree_of_commands_is_this() -> None:
     assert {" ".join(path) for path in TREE} == {
-        "serve", "doctor", "check", "learn", "train", "token", "status", "generate", "run", "feedback", "models", "forget",
+        "init", "check", "serve", "doctor", "learn", "train", "token", "status", "generate", "run", "feedback",
+        "models", "forget",
         "tasks", "tasks list",
         "pairs", "pairs list", "pairs export",
         "learner", "learner pause", "learner resume",

@@ -62,7 +62,7 @@ class World:
         resumed.set()
         cycle = Cycle(
             id=row.id, seed=row.seed, incumbent=row.incumbent or "base", config=config,
-            engine=self.config.engine, home=self.home,
+            engine=self.config.engine, agent=self.config.agent, home=self.home,
             store=self.store, app=self.app, app_ref=APP, client=self.client, progress=progress.__getitem__,
             cancelled=asyncio.Event(), resumed=resumed,
         )  # fmt: skip

@@ -34,10 +34,24 @@ def order(item: str) -> str:
     return f"ordered {item}"
 
 
+def booked(room: str, context: ToolContext) -> str:
+    """Books in the task's own state, as the hotel would."""
+    context.state["room"] = room
+    if room == "attic":
+        raise ValueError("there is no attic")
+    return f"booked {room}"
+
+
+@tool(effect="external", simulate=booked)
+def book(room: str) -> str:
+    """Book a room of the hotel."""
+    raise AssertionError("practice and evaluation must never book a room")
+
+
 app = App(
     name="practice",
     system_prompt="Help.",
-    tools=[price, note, order],
+    tools=[price, note, order, book],
     evaluation=Path(__file__).parent / "practice_held_out.jsonl",
     max_steps=4,
 )

@@ -17,7 +17,7 @@ from nightschool_learner.sampling import Sample, Samples
 from nightschool_learner.stages import STAGE_NAMES, Cycle, Progress
 from nightschool_server.chat import canonical_json, system, user
 from nightschool_server.config.learner import LearnerConfig, with_overrides
-from nightschool_server.config.serving import EngineConfig
+from nightschool_server.config.serving import AgentConfig, EngineConfig
 from nightschool_server.engine import Prompt, Sampling
 from nightschool_server.home import Home
 from nightschool_server.store.request_rows import LoggedMessage, RequestRecord, insert_request
@@ -74,6 +74,7 @@ def cycle_on(store: Store, *overrides: str, seed: int = 7) -> Cycle:
         incumbent="base",
         config=config,
         engine=EngineConfig(),
+        agent=AgentConfig(),
         home=store.home,
         store=store,
         app=app,

@@ -13,6 +13,7 @@ from nightschool_learner.errors import StageFailedError
 from nightschool_learner.practice_records import CandidateRow, DecidedStep, StepRow
 from nightschool_learner.trainer_data import ANCHORS, PairCollator, encode_anchor, encode_pair, read_rows, score_text
 from nightschool_learner.trainer_model import load_base
+from nightschool_server.agent.formats import TOOL_CALLS
 from nightschool_server.agent.toolcalls import write_call
 from nightschool_server.chat import messages_to_json, system, user
 from peft import PeftModel
@@ -25,33 +26,39 @@ def agreed(name: str, text: str, *, failure: str = "", history: str = "", logpro
     return DecidedStep(StepRow(name, "r", 0, history or f"[{name}]", 0, "agreed"), "t", (candidate,), {})
 
 
+def drawn_from(
+    steps: list[DecidedStep], num_anchors: int, min_probability: float, seed: int
+) -> tuple[DecidedStep, ...]:
+    return select_anchors(steps, num_anchors, min_probability=min_probability, seed=seed, action_format=TOOL_CALLS)
+
+
 def test_the_tools_take_turns() -> None:
     steps = [agreed(f"p{i}", write_call("price", {"item": str(i)})) for i in range(20)]
     steps += [agreed(f"s{i}", write_call("stock", {"item": str(i)})) for i in range(3)]
     steps += [agreed(f"a{i}", str(i)) for i in range(20)]
-    drawn = Counter(step.step.id[0] for step in select_anchors(steps, 9, 0.9, seed=1))
+    drawn = Counter(step.step.id[0] for step in drawn_from(steps, 9, 0.9, seed=1))
     assert drawn == {"p": 3, "s": 3, "a": 3}
-    assert Counter(step.step.id[0] for step in select_anchors(steps, 12, 0.9, seed=1))["s"] == 3
+    assert Counter(step.step.id[0] for step in drawn_from(steps, 12, 0.9, seed=1))["s"] == 3
 
 
 def test_what_failed_or_had_a_rival_anchors_nothing_and_a_conversation_anchors_once() -> None:
     rivals = agreed("two", "12")
     rivals = DecidedStep(rivals.step, "t", rivals.candidates * 2, {})
     steps = [agreed("a", "1", failure="budget"), rivals, agreed("b", "2", history="x"), agreed("c", "3", history="x")]
-    assert [step.step.history for step in select_anchors(steps, 9, 0.9, seed=1)] == ["x"]
+    assert [step.step.history for step in drawn_from(steps, 9, 0.9, seed=1)] == ["x"]
 
 
 def test_an_error_on_which_all_agreed_by_chance_is_not_held_fast() -> None:
     steps = [agreed("sure", "1", logprob=-0.1), agreed("chance", "2", logprob=-0.25)]
-    assert [step.step.id for step in select_anchors(steps, 9, 0.9, seed=1)] == ["sure"]
-    assert len(select_anchors(steps, 9, 0.5, seed=1)) == 2
+    assert [step.step.id for step in drawn_from(steps, 9, 0.9, seed=1)] == ["sure"]
+    assert len(drawn_from(steps, 9, 0.5, seed=1)) == 2
 
 
 def test_the_same_seed_draws_the_same_and_none_means_none() -> None:
     steps = [agreed(f"s{i}", str(i)) for i in range(30)]
-    assert select_anchors(steps, 5, 0.9, seed=4) == select_anchors(steps, 5, 0.9, seed=4)
-    assert select_anchors(steps, 5, 0.9, seed=4) != select_anchors(steps, 5, 0.9, seed=5)
-    assert select_anchors(steps, 0, 0.9, seed=4) == ()
+    assert drawn_from(steps, 5, 0.9, seed=4) == drawn_from(steps, 5, 0.9, seed=4)
+    assert drawn_from(steps, 5, 0.9, seed=4) != drawn_from(steps, 5, 0.9, seed=5)
+    assert drawn_from(steps, 0, 0.9, seed=4) == ()
 
 
 def test_every_anchor_is_dealt_to_one_pair_and_only_its_answer_counts(tmp_path: Path) -> None:

@@ -14,8 +14,10 @@ from nightschool_learner.errors import CycleCancelledError
 from nightschool_learner.evaluate import EvaluateStage, Results, held_out_tasks, judge, read_images
 from nightschool_learner.evaluation_records import TaskResult, insert_results, results_of
 from nightschool_learner.stages import Cycle
+from nightschool_server import chat
 from nightschool_server.agent.episode import EpisodeResult, Usage
 from nightschool_server.app import App, EvaluationTask
+from nightschool_server.chat import ToolCall
 from nightschool_server.tools.state import ToolState
 
 from tests.learner.candidate_home import World, add_adapter, fresh, world
@@ -150,6 +152,10 @@ async def test_an_episode_is_solved_by_a_right_final_answer_alone(
     episode = EpisodeResult(outcome, "", answer, (), (), Usage(7, 3), state)  # type: ignore[arg-type]
     result = judge(EvaluationTask("t1", "tag", "How much?", "36", "number"), episode)
     assert (result.success, result.outcome, result.completion_tokens) == (success, outcome, 3)
+    assert result.num_simulated == 0
+    call = ToolCall("call_0", "book", "{}")
+    booked = (chat.tool_result(call, "booked", simulated=True), chat.tool_result(call, "12"))
+    assert judge(EvaluationTask("t1", "tag", "How much?", "36"), replace(episode, messages=booked)).num_simulated == 1
 
 
 async def test_pictures_are_read_in_order(tmp_path: Path) -> None:

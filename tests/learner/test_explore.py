@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from nightschool_learner.explore import CritiqueStage, ExploreStage
 from nightschool_learner.seed_records import KEPT
 from nightschool_learner.stages import Cycle
 from nightschool_server.agent.toolcalls import write_call
-from nightschool_server.chat import ToolResult
+from nightschool_server.chat import ToolResult, messages_from_json, template_messages
 from nightschool_server.engine import Prompt, Sampling
 from nightschool_server.store.store import Store
 
@@ -41,7 +42,7 @@ def with_tasks(store: Store, *prompts: str, overrides: tuple[str, ...] = ()) -> 
 
 
 def stage(sampler: FakeSampler, critic: FakeCritic | None = None) -> ExploreStage:
-    return ExploreStage(lambda cycle: sampler, lambda cycle, _: critic or FakeCritic())
+    return ExploreStage(lambda cycle: sampler, lambda cycle, _: nullcontext(critic or FakeCritic()))
 
 
 def observations(prompt: Prompt) -> list[str]:
@@ -139,6 +140,41 @@ async def test_a_tool_that_changes_the_world_is_never_run_in_practice(store: Sto
     with pytest.raises(NothingToLearnError):
         await stage(FakeSampler(lambda *_: order)).run(other)
     assert [row["outcome"] for row in other.store.query("SELECT outcome FROM rollouts")] == ["refused"]
+
+
+async def test_a_simulator_answers_for_a_tool_that_changes_the_world_and_every_row_that_rests_on_it_says_so(
+    store: Store,
+) -> None:
+    suite, attic = write_call("book", {"room": "suite"}), write_call("book", {"room": "attic"})
+
+    def answer(prompt: Prompt, sampling: Sampling, index: int) -> str:
+        if observations(prompt):
+            return "done" if sampling.n == 1 else "it is done"
+        return suite if sampling.n == 1 else [attic, MUG, suite, suite][index]
+
+    cycle = with_tasks(store, "Book the suite")
+    await stage(FakeSampler(answer)).run(cycle)
+    rows = store.query(
+        "SELECT c.*, s.simulated AS after_simulated FROM candidates c JOIN steps s ON s.id = c.step_id "
+        "ORDER BY s.position, c.position"
+    )
+    assert [(r["text"], r["observation"], r["failure"], r["simulated"], r["after_simulated"]) for r in rows] == [
+        (suite, "booked suite", "", 1, 0),
+        (attic, "error: there is no attic", "execution", 1, 0),
+        (MUG, "12", "", 0, 0),
+        ("done", "", "", 0, 1),
+        ("it is done", "", "", 0, 1),
+    ]
+    [later] = store.query("SELECT history FROM steps WHERE position = 1")
+    assert json.loads(later["history"])[-1]["parts"][0]["simulated"] is True
+    assert template_messages(messages_from_json(later["history"]))[-1] == {
+        "role": "tool",
+        "name": "book",
+        "content": "booked suite",
+    }, "the model sees what it would have seen of the tool"
+    cycle.progress("explore").flush()
+    shown = records.stage_counts(store, cycle.id, "explore")["simulated"]
+    assert shown == practice_counts.explore_counts(store, cycle.id)["simulated"] == 2
 
 
 @pytest.mark.parametrize("die_at", range(9))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from nightschool_learner.errors import NothingToLearnError
 from nightschool_learner.explore import ExploreStage
 from nightschool_learner.pair_export import export_rows
 from nightschool_learner.pairs import PairsStage
+from nightschool_learner.records import stage_counts
 from nightschool_learner.seed_records import KEPT, insert_task, new_task
 from nightschool_learner.stages import Cycle
 from nightschool_server.agent.toolcalls import write_call
@@ -39,7 +41,7 @@ async def explored(store: Store, *overrides: str) -> Cycle:
     cycle = cycle_on(store, *overrides)
     with store.transaction() as db:
         insert_task(db, cycle.id, new_task(0, "What is this mug?", (PICTURE,), KEPT), [], [])
-    await ExploreStage(lambda cycle: FakeSampler(answer), lambda cycle, _: FakeCritic()).run(cycle)
+    await ExploreStage(lambda cycle: FakeSampler(answer), lambda cycle, _: nullcontext(FakeCritic())).run(cycle)
     return cycle
 
 
@@ -89,7 +91,7 @@ async def test_steps_without_a_choice_become_anchors_where_the_rollout_found_an_
             return "yes"
         return MUG if "ever" in asked else answer(prompt, sampling, index)
 
-    await ExploreStage(lambda cycle: FakeSampler(said), lambda cycle, _: FakeCritic()).run(cycle)
+    await ExploreStage(lambda cycle: FakeSampler(said), lambda cycle, _: nullcontext(FakeCritic())).run(cycle)
     await PairsStage().run(cycle)
     (row,) = [json.loads(line) for line in (cycle.folder / "anchors.jsonl").read_text().splitlines()]
     assert row["prompt"][1]["content"] == "Is the sea blue?"
@@ -97,6 +99,46 @@ async def test_steps_without_a_choice_become_anchors_where_the_rollout_found_an_
     assert bytes(row["answer_token_ids"]).decode() == "yes"
     assert row["images"] == []
     assert row["tools"] == template_tools(app.specs)
+
+
+BOOK = write_call("book", {"room": "suite"})
+
+
+@pytest.mark.parametrize("trained_on", [False, True])
+async def test_what_rests_on_a_simulated_observation_is_trained_on_only_where_that_is_configured(
+    store: Store, *, trained_on: bool
+) -> None:
+    settings = ("pairs.min_pairs=1", "pairs.max_share_failed=1", "pairs.min_anchor_probability=0")
+    cycle = cycle_on(store, *settings, *["pairs.train_on_simulated=true"] * trained_on)
+    with store.transaction() as db:
+        for slot, prompt in enumerate(("What is this mug?", "Book the suite.", "Book the suite at once.")):
+            insert_task(db, cycle.id, new_task(slot, prompt, (), KEPT), [], [])
+
+    def said(prompt: Prompt, sampling: Sampling, index: int) -> str:
+        asked, has_booked = prompt.messages[1].text, prompt.messages[-1].role == "tool"
+        if "mug" in asked:
+            return answer(prompt, sampling, index)
+        if "at once" in asked:
+            return "done" if has_booked else BOOK
+        if not has_booked:
+            return BOOK if index != 1 else "no"
+        return "done" if index else "it is done"
+
+    await ExploreStage(lambda cycle: FakeSampler(said), lambda cycle, _: nullcontext(FakeCritic())).run(cycle)
+    await PairsStage().run(cycle)
+    pairs = [json.loads(line) for line in (cycle.folder / "pairs.jsonl").read_text().splitlines()]
+    anchors = [json.loads(line) for line in (cycle.folder / "anchors.jsonl").read_text().splitlines()]
+    counts = stage_counts(store, cycle.id, "pairs")
+    simulated = [(pair["prompt"][-1]["role"], pair["chosen"][0]["content"]) for pair in pairs if pair["simulated"]]
+    if trained_on:
+        assert simulated == [("user", BOOK), ("tool", "it is done")], "by its own execution, and by its history"
+        assert [anchor["answer"][0]["content"] for anchor in anchors] == [BOOK, "done"]
+        assert "dropped_simulated" not in counts
+        assert "anchors_dropped_simulated" not in counts
+    else:
+        assert (simulated, anchors) == ([], [])
+        assert (counts["dropped_simulated"], counts["anchors_dropped_simulated"]) == (2, 2)
+    assert next(pair["chosen"][0]["content"] for pair in pairs if not pair["simulated"]) == MUG
 
 
 async def test_few_pairs_may_come_with_more_anchors(store: Store) -> None:
@@ -111,7 +153,7 @@ async def test_few_pairs_may_come_with_more_anchors(store: Store) -> None:
     def said(prompt: Prompt, sampling: Sampling, index: int) -> str:
         return "yes" if "sea" in prompt.messages[1].text else answer(prompt, sampling, index)
 
-    await ExploreStage(lambda cycle: FakeSampler(said), lambda cycle, _: FakeCritic()).run(cycle)
+    await ExploreStage(lambda cycle: FakeSampler(said), lambda cycle, _: nullcontext(FakeCritic())).run(cycle)
     await PairsStage().run(cycle)
     assert len((cycle.folder / "anchors.jsonl").read_text().splitlines()) == 2
 

@@ -173,8 +173,8 @@ async def test_the_learner_is_paused_and_resumed_by_a_row(wire: Stubs, server: R
     assert status.learner.running is False
 
 
-def practise(store: Store, cycle_id: str, seed: str) -> str:
-    """One task from `seed` with one pair; returns the task's id."""
+def practise(store: Store, cycle_id: str, seed: str, *, simulated: bool = False) -> str:
+    """One task from `seed` with one pair, whose chosen candidate was simulated or not; returns the task's id."""
     task, rollout, step = new_id("task"), new_id("roll"), new_id("step")
     now = time.time()
     insert(
@@ -206,6 +206,7 @@ def practise(store: Store, cycle_id: str, seed: str) -> str:
             num_samples=1,
             observation="",
             final=1,
+            simulated=int(simulated and position == 0),
         )
     insert(
         store,
@@ -230,7 +231,7 @@ async def test_tasks_and_pairs_are_listed_and_exported_for_trl(wire: Stubs, serv
     seed = await response_of(wire, server.user, "r1")
     cycle = await trigger(wire, server)
     task = practise(learner, cycle.id, seed)
-    practise(learner, cycle.id, seed)
+    practise(learner, cycle.id, seed, simulated=True)
     tasks = await wire.admin.ListTasks(admin_pb2.ListTasksRequest(cycle_id=cycle.id), metadata=server.admin)
     assert (tasks.tasks[0].id, tasks.tasks[0].state) == (task, "kept")
     assert list(tasks.tasks[0].seed_request_ids) == [seed]
@@ -239,9 +240,12 @@ async def test_tasks_and_pairs_are_listed_and_exported_for_trl(wire: Stubs, serv
         ("How much is a mug?", "It costs 3.", "I do not know.", 2.5)
     ]
     assert page.next_page_token
+    page = await wire.admin.ListPairs(admin_pb2.ListPairsRequest(), metadata=server.admin)
+    assert [pair.simulated for pair in page.pairs] == [False, True]
+    assert [task.num_simulated for task in tasks.tasks] == [0, 1]
     exported = wire.admin.ExportPairs(admin_pb2.ExportPairsRequest(cycle_id=cycle.id), metadata=server.admin)
     lines = b"".join([reply.chunk async for reply in exported]).decode().splitlines()
-    assert len(lines) == 2
+    assert [json.loads(line)["simulated"] for line in lines] == [False, True]
     row = json.loads(lines[0])
     assert row["prompt"] == [
         {"role": "system", "content": "be brief"},

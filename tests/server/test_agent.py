@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 from nightschool_server import chat
-from nightschool_server.agent.executors import ClientExecutor, RoutingExecutor, ToolExecutor
+from nightschool_server.agent.executors import ClientAnswer, ClientExecutor, RoutingExecutor, ToolExecutor
 from nightschool_server.agent.loop import (
     Episode,
     EpisodeResult,
@@ -261,8 +261,31 @@ async def test_practice_refuses_external_tools(executor: ToolExecutor, state: To
     assert (live.failure, live.observations[0].parts[0].content) == ("", "sent to anna")  # type: ignore[union-attr]
 
 
-async def echo(call: ToolCall) -> ToolResult:
-    return ToolResult(call.id, call.name, call.arguments * 1000, is_error="fail" in call.arguments)
+async def test_practice_asks_the_simulator_in_a_fork_and_live_calls_never_do(
+    executor: ToolExecutor, state: ToolState
+) -> None:
+    call = write_call("post", {"text": "hello"})
+    live = await execute(call, state, executor)
+    assert live.observations == (
+        chat.tool_result(ToolCall("call_0", "post", '{"text": "hello"}'), "really posted hello"),
+    )
+    async with open_tools(APP, APP_REF, num_workers=1, purpose="practice") as tools:
+        assert tools.tools == APP.specs, "the model is shown the same tools"
+        done = await execute(call * 2, state, tools)
+        again = await execute(call, state, tools)
+        malformed = await execute(write_call("post", {"text": 1}), state, tools)
+    results = [message.parts[0] for message in done.observations]
+    assert [(r.content, r.simulated) for r in results] == [("posted 1", True), ("posted 2", True)]  # type: ignore[union-attr]
+    assert [message.parts[0].content for message in again.observations] == ["posted 1"]  # type: ignore[union-attr]
+    assert done.state.workspace is not None
+    assert done.state.workspace != (again.state.workspace or None)
+    assert malformed.failure == "schema"
+    assert not malformed.observations[0].parts[0].simulated, "nobody was asked"  # type: ignore[union-attr]
+
+
+async def echo(call: ToolCall) -> ClientAnswer:
+    content = call.arguments * 1000
+    return ClientAnswer(ToolResult(call.id, call.name, content, is_error="fail" in call.arguments))
 
 
 async def test_the_client_runs_its_own_tools_and_the_workers_theirs(executor: ToolExecutor, state: ToolState) -> None:
@@ -282,7 +305,7 @@ async def test_the_client_runs_its_own_tools_and_the_workers_theirs(executor: To
 
 
 async def test_a_client_that_does_not_answer_is_an_observation(state: ToolState) -> None:
-    async def never(call: ToolCall) -> ToolResult:
+    async def never(call: ToolCall) -> ClientAnswer:
         await asyncio.Event().wait()
         raise AssertionError
 

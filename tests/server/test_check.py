@@ -93,10 +93,14 @@ def test_an_application_that_cannot_be_imported_is_one_fault(
 
 def test_tools_that_work_less_well_than_they_could_are_told_with_their_place(check: Check) -> None:
     sends = "@tool\ndef send(to: str) -> str:\n    '''Send it.'''\n    return to\n"
-    code, found = check(PRICE + sends + "app = App('shop', '', [price, send])")
+    calls = (
+        "def called() -> str:\n    return 'hello'\n\n\n@tool(simulate=called)\ndef call() -> str:\n    '''Call.'''\n"
+    )
+    code, found = check(PRICE + sends + calls + "app = App('shop', '', [price, send, call])")
     assert code == 0
     assert found["tools", "price"] == ["no: read_only, but the docstring's Args: does not describe item (app.py:3)"]
     assert found["tools", "send"][0].startswith("no: external: practice never runs it")
+    assert found["tools", "call"] == ["ok: external, simulated in practice (app.py:15)"]
     assert "app.py:7" in found["tools", "send"][0]
     assert found["app", "prompt"][0].startswith("no: system_prompt is empty")
     assert found["evaluation", ""][0].startswith("no: none: nothing is ever promoted")

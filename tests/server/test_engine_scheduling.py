@@ -10,6 +10,7 @@ import pytest
 import pytest_asyncio
 import torch
 from nightschool_server.engine import PRACTICE_PRIORITY, Delta, GenerateRequest
+from nightschool_server.engines.scheduler import Limits, share_of
 from nightschool_server.engines.transformers_engine import TransformersEngine
 from nightschool_server.errors import (
     ContextOverflowError,
@@ -146,6 +147,27 @@ async def test_practice_is_thin_between_live_requests_and_full_when_none_comes(
         for number, row in enumerate(rows):
             prompt = practice(f"row {number}", 60).prompt
             assert row.token_ids == world.reference.greedy(prompt, 60, "first", ignore_eos=True)
+
+
+def test_practice_gets_the_less_of_a_step_the_sooner_a_live_request_may_come() -> None:
+    limits = Limits(32, 8, 512, 4, 0.5)
+    beside, between, lately, long_ago = (
+        share_of(limits, live, since) for live, since in ((True, 0.0), (False, 0.1), (False, 2.0), (False, 60.0))
+    )
+    assert [share.num_tokens for share in (beside, between, lately, long_ago)] == [4, 16, 96, 544]
+    assert [share.num_prefill for share in (beside, between, lately, long_ago)] == [4, 16, 64, 512]
+    assert [share.num_images for share in (beside, between, lately, long_ago)] == [1, 1, 1, 4]
+    assert share_of(Limits(32, 8, 512, 4, 0.0), False, 0.0) == long_ago, "without a linger none came lately"
+
+
+async def test_long_prompts_of_practice_are_computed_rightly_a_while_after_a_live_request(world: World) -> None:
+    async with world.engine(max_practice_rows_with_live=1, live_linger_s=0.02) as engine:
+        asked = [practice(f"{number} fox and {number} dogs " * 12, 20) for number in range(6)]
+        running = [asyncio.create_task(answer(engine, one)) for one in asked]
+        await answer(engine, request("cat", max_tokens=2))
+        for one, task in zip(asked, running, strict=True):
+            got = await task
+            assert got.token_ids == world.reference.greedy(one.prompt, 20, "first", ignore_eos=True)
 
 
 async def test_requests_with_one_long_prefix_wait_for_its_prefill(world: World) -> None:

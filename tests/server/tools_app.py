@@ -141,6 +141,19 @@ def half_a_character() -> str:
     return "a\ud800b"
 
 
+def posted(text: str, context: ToolContext) -> str:
+    """Keeps the card in the task's own state and tells where it ran."""
+    context.state.setdefault("cards", []).append(text)
+    Path("card.txt").write_text(text)
+    return f"posted {len(context.state['cards'])}"
+
+
+@tool(simulate=posted)
+def post(text: str) -> str:
+    """Post a card: the world outside changes."""
+    return f"really posted {text}"
+
+
 @tool
 def send_mail(to: str) -> str:
     """Send a mail: the world outside changes."""
@@ -153,7 +166,7 @@ app = App(
     [
         add, add_later, put, look, fail_after_writing, fail_by_mistake, change_although_read_only, keep_a_set, crash,
         remove_workspace,
-        hang, leave_running, shout, half_a_character, send_mail,
+        hang, leave_running, shout, half_a_character, post, send_mail,
     ],
     initial_state={"basket": []},
     tool_timeout_s=30,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from nightschool.cli.adapters import adapters
 from nightschool.cli.cycles import cycles
 from nightschool.cli.data import forget, pairs, tasks
+from nightschool.cli.init import init
 from nightschool.cli.learner import learner
 from nightschool.cli.model import feedback, generate, models, run
 from nightschool.cli.processes import check, doctor, learn, serve, token, train
@@ -18,7 +19,7 @@ from nightschool.cli.status import status
 __all__ = ["main", "nightschool"]
 
 for _command in (
-    serve, doctor, check, learn, train, token, status, generate, run, feedback, models,
+    init, check, serve, doctor, learn, train, token, status, generate, run, feedback, models,
     adapters, cycles, learner, tasks, pairs, forget,
 ):  # fmt: skip
     nightschool.add_command(_command)

@@ -39,8 +39,11 @@ def _list_tasks(target: Target, cycle_id: str, *, as_json: bool) -> None:
     if as_json:
         write_json(found)
         return
-    rows = [[one.id, one.cycle_id, one.state, preview(one.prompt), when(one.created_at)] for one in found]
-    write_table(["id", "cycle", "state", "prompt", "created"], rows, empty="no tasks yet")
+    rows = [
+        [one.id, one.cycle_id, one.state, str(one.num_simulated or ""), preview(one.prompt), when(one.created_at)]
+        for one in found
+    ]
+    write_table(["id", "cycle", "state", "simulated", "prompt", "created"], rows, empty="no tasks yet")
 
 
 @click.group(invoke_without_command=True, epilog="Example: nightschool pairs export --output pairs.jsonl")
@@ -108,7 +111,10 @@ def _list_pairs(target: Target, cycle_id: str, *, as_json: bool) -> None:
         write_json(found)
         return
     rows = [
-        [one.id, one.task_id, str(one.step), one.kind, f"{one.margin:.2f}", preview(one.chosen), preview(one.rejected)]
+        [
+            one.id, one.task_id, str(one.step), one.kind, f"{one.margin:.2f}", "yes" if one.simulated else "",
+            preview(one.chosen), preview(one.rejected),
+        ]
         for one in found
-    ]
-    write_table(["id", "task", "step", "kind", "margin", "chosen", "rejected"], rows, empty="no pairs yet")
+    ]  # fmt: skip
+    write_table(["id", "task", "step", "kind", "margin", "simulated", "chosen", "rejected"], rows, empty="no pairs yet")

@@ -1039,11 +1039,14 @@ class Task(google.protobuf.message.Message):
     STATE_FIELD_NUMBER: builtins.int
     SEED_REQUEST_IDS_FIELD_NUMBER: builtins.int
     CREATED_AT_FIELD_NUMBER: builtins.int
+    NUM_SIMULATED_FIELD_NUMBER: builtins.int
     id: builtins.str
     cycle_id: builtins.str
     prompt: builtins.str
     state: builtins.str
     """kept, or the reason for which it was dropped."""
+    num_simulated: builtins.int
+    """Candidates of its rollout whose observation a simulator gave, wholly or in part."""
     @property
     def image_sha256(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
     @property
@@ -1062,9 +1065,10 @@ class Task(google.protobuf.message.Message):
         state: builtins.str = ...,
         seed_request_ids: collections.abc.Iterable[builtins.str] | None = ...,
         created_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        num_simulated: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["created_at", b"created_at"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["created_at", b"created_at", "cycle_id", b"cycle_id", "id", b"id", "image_sha256", b"image_sha256", "prompt", b"prompt", "seed_request_ids", b"seed_request_ids", "state", b"state"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["created_at", b"created_at", "cycle_id", b"cycle_id", "id", b"id", "image_sha256", b"image_sha256", "num_simulated", b"num_simulated", "prompt", b"prompt", "seed_request_ids", b"seed_request_ids", "state", b"state"]) -> None: ...
 
 global___Task = Task
 
@@ -1121,6 +1125,7 @@ class Pair(google.protobuf.message.Message):
     CHOSEN_FIELD_NUMBER: builtins.int
     REJECTED_FIELD_NUMBER: builtins.int
     MARGIN_FIELD_NUMBER: builtins.int
+    SIMULATED_FIELD_NUMBER: builtins.int
     id: builtins.str
     cycle_id: builtins.str
     task_id: builtins.str
@@ -1131,6 +1136,8 @@ class Pair(google.protobuf.message.Message):
     chosen: builtins.str
     rejected: builtins.str
     margin: builtins.float
+    simulated: builtins.bool
+    """It rests on an observation that a simulator gave in the place of an external tool."""
     def __init__(
         self,
         *,
@@ -1143,8 +1150,9 @@ class Pair(google.protobuf.message.Message):
         chosen: builtins.str = ...,
         rejected: builtins.str = ...,
         margin: builtins.float = ...,
+        simulated: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["chosen", b"chosen", "cycle_id", b"cycle_id", "id", b"id", "kind", b"kind", "margin", b"margin", "prompt", b"prompt", "rejected", b"rejected", "step", b"step", "task_id", b"task_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["chosen", b"chosen", "cycle_id", b"cycle_id", "id", b"id", "kind", b"kind", "margin", b"margin", "prompt", b"prompt", "rejected", b"rejected", "simulated", b"simulated", "step", b"step", "task_id", b"task_id"]) -> None: ...
 
 global___Pair = Pair
 

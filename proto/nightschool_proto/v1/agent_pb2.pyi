@@ -212,6 +212,7 @@ class TaskStart(google.protobuf.message.Message):
     REQUEST_ID_FIELD_NUMBER: builtins.int
     LEARNING_POLICY_FIELD_NUMBER: builtins.int
     MAX_STEPS_FIELD_NUMBER: builtins.int
+    FILES_FIELD_NUMBER: builtins.int
     adapter: builtins.str
     session_id: builtins.str
     request_id: builtins.str
@@ -228,6 +229,10 @@ class TaskStart(google.protobuf.message.Message):
 
     @property
     def sampling(self) -> nightschool_proto.v1.content_pb2.Sampling: ...
+    @property
+    def files(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[nightschool_proto.v1.content_pb2.File]:
+        """Put into the task's workspace under their names before the first step; the last user turn says so to the model."""
+
     def __init__(
         self,
         *,
@@ -239,9 +244,10 @@ class TaskStart(google.protobuf.message.Message):
         request_id: builtins.str = ...,
         learning_policy: nightschool_proto.v1.content_pb2.LearningPolicy.ValueType = ...,
         max_steps: builtins.int = ...,
+        files: collections.abc.Iterable[nightschool_proto.v1.content_pb2.File] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["sampling", b"sampling"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["adapter", b"adapter", "client_tools", b"client_tools", "learning_policy", b"learning_policy", "max_steps", b"max_steps", "messages", b"messages", "request_id", b"request_id", "sampling", b"sampling", "session_id", b"session_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["adapter", b"adapter", "client_tools", b"client_tools", "files", b"files", "learning_policy", b"learning_policy", "max_steps", b"max_steps", "messages", b"messages", "request_id", b"request_id", "sampling", b"sampling", "session_id", b"session_id"]) -> None: ...
 
 global___TaskStart = TaskStart
 
@@ -323,6 +329,7 @@ class TaskFinished(google.protobuf.message.Message):
     NUM_STEPS_FIELD_NUMBER: builtins.int
     USAGE_FIELD_NUMBER: builtins.int
     MESSAGES_FIELD_NUMBER: builtins.int
+    FILES_FIELD_NUMBER: builtins.int
     outcome: global___TaskFinished.Outcome.ValueType
     answer: builtins.str
     num_steps: builtins.int
@@ -332,6 +339,12 @@ class TaskFinished(google.protobuf.message.Message):
     def messages(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[nightschool_proto.v1.content_pb2.Message]:
         """All turns after the start, as the model saw them."""
 
+    @property
+    def files(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[nightschool_proto.v1.content_pb2.File]:
+        """What the tools gave back as files, by sha256 for DownloadBlob. Under NO_LOG by their bytes instead, as far as they
+        fit the message: nothing is kept.
+        """
+
     def __init__(
         self,
         *,
@@ -340,9 +353,10 @@ class TaskFinished(google.protobuf.message.Message):
         num_steps: builtins.int = ...,
         usage: nightschool_proto.v1.content_pb2.Usage | None = ...,
         messages: collections.abc.Iterable[nightschool_proto.v1.content_pb2.Message] | None = ...,
+        files: collections.abc.Iterable[nightschool_proto.v1.content_pb2.File] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["usage", b"usage"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["answer", b"answer", "messages", b"messages", "num_steps", b"num_steps", "outcome", b"outcome", "usage", b"usage"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["answer", b"answer", "files", b"files", "messages", b"messages", "num_steps", b"num_steps", "outcome", b"outcome", "usage", b"usage"]) -> None: ...
 
 global___TaskFinished = TaskFinished
 
@@ -468,3 +482,99 @@ class Model(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["accepts_images", b"accepts_images", "active", b"active", "base_model", b"base_model", "context_length", b"context_length", "created_at", b"created_at", "name", b"name"]) -> None: ...
 
 global___Model = Model
+
+@typing.final
+class UploadBlobRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    START_FIELD_NUMBER: builtins.int
+    CHUNK_FIELD_NUMBER: builtins.int
+    chunk: builtins.bytes
+    """The next bytes; at most 4 MiB."""
+    @property
+    def start(self) -> global___UploadStart:
+        """First and once."""
+
+    def __init__(
+        self,
+        *,
+        start: global___UploadStart | None = ...,
+        chunk: builtins.bytes = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["chunk", b"chunk", "event", b"event", "start", b"start"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["chunk", b"chunk", "event", b"event", "start", b"start"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["start", "chunk"] | None: ...
+
+global___UploadBlobRequest = UploadBlobRequest
+
+@typing.final
+class UploadStart(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SIZE_BYTES_FIELD_NUMBER: builtins.int
+    SHA256_FIELD_NUMBER: builtins.int
+    size_bytes: builtins.int
+    """Of all bytes."""
+    sha256: builtins.str
+    """What the bytes must hash to, 64 lower-case hex digits. Empty: not checked."""
+    def __init__(
+        self,
+        *,
+        size_bytes: builtins.int = ...,
+        sha256: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["sha256", b"sha256", "size_bytes", b"size_bytes"]) -> None: ...
+
+global___UploadStart = UploadStart
+
+@typing.final
+class UploadBlobResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SHA256_FIELD_NUMBER: builtins.int
+    SIZE_BYTES_FIELD_NUMBER: builtins.int
+    sha256: builtins.str
+    size_bytes: builtins.int
+    def __init__(
+        self,
+        *,
+        sha256: builtins.str = ...,
+        size_bytes: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["sha256", b"sha256", "size_bytes", b"size_bytes"]) -> None: ...
+
+global___UploadBlobResponse = UploadBlobResponse
+
+@typing.final
+class DownloadBlobRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SHA256_FIELD_NUMBER: builtins.int
+    sha256: builtins.str
+    def __init__(
+        self,
+        *,
+        sha256: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["sha256", b"sha256"]) -> None: ...
+
+global___DownloadBlobRequest = DownloadBlobRequest
+
+@typing.final
+class DownloadBlobResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SIZE_BYTES_FIELD_NUMBER: builtins.int
+    CHUNK_FIELD_NUMBER: builtins.int
+    size_bytes: builtins.int
+    """Of the whole blob."""
+    chunk: builtins.bytes
+    def __init__(
+        self,
+        *,
+        size_bytes: builtins.int = ...,
+        chunk: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["chunk", b"chunk", "size_bytes", b"size_bytes"]) -> None: ...
+
+global___DownloadBlobResponse = DownloadBlobResponse

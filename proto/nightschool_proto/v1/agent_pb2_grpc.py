@@ -59,6 +59,16 @@ class AgentServiceStub(object):
                 request_serializer=nightschool__proto_dot_v1_dot_agent__pb2.ListModelsRequest.SerializeToString,
                 response_deserializer=nightschool__proto_dot_v1_dot_agent__pb2.ListModelsResponse.FromString,
                 _registered_method=True)
+        self.UploadBlob = channel.stream_unary(
+                '/nightschool.v1.AgentService/UploadBlob',
+                request_serializer=nightschool__proto_dot_v1_dot_agent__pb2.UploadBlobRequest.SerializeToString,
+                response_deserializer=nightschool__proto_dot_v1_dot_agent__pb2.UploadBlobResponse.FromString,
+                _registered_method=True)
+        self.DownloadBlob = channel.unary_stream(
+                '/nightschool.v1.AgentService/DownloadBlob',
+                request_serializer=nightschool__proto_dot_v1_dot_agent__pb2.DownloadBlobRequest.SerializeToString,
+                response_deserializer=nightschool__proto_dot_v1_dot_agent__pb2.DownloadBlobResponse.FromString,
+                _registered_method=True)
 
 
 class AgentServiceServicer(object):
@@ -99,6 +109,21 @@ class AgentServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UploadBlob(self, request_iterator, context):
+        """Sends what does not fit a message, to be named by its sha256 afterwards. Durable when acknowledged; it goes
+        when no request has named it for agent.keep_uploads_s.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DownloadBlob(self, request, context):
+        """The bytes that the caller has sent or been given.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AgentServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -126,6 +151,16 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     servicer.ListModels,
                     request_deserializer=nightschool__proto_dot_v1_dot_agent__pb2.ListModelsRequest.FromString,
                     response_serializer=nightschool__proto_dot_v1_dot_agent__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'UploadBlob': grpc.stream_unary_rpc_method_handler(
+                    servicer.UploadBlob,
+                    request_deserializer=nightschool__proto_dot_v1_dot_agent__pb2.UploadBlobRequest.FromString,
+                    response_serializer=nightschool__proto_dot_v1_dot_agent__pb2.UploadBlobResponse.SerializeToString,
+            ),
+            'DownloadBlob': grpc.unary_stream_rpc_method_handler(
+                    servicer.DownloadBlob,
+                    request_deserializer=nightschool__proto_dot_v1_dot_agent__pb2.DownloadBlobRequest.FromString,
+                    response_serializer=nightschool__proto_dot_v1_dot_agent__pb2.DownloadBlobResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -263,6 +298,60 @@ class AgentService(object):
             '/nightschool.v1.AgentService/ListModels',
             nightschool__proto_dot_v1_dot_agent__pb2.ListModelsRequest.SerializeToString,
             nightschool__proto_dot_v1_dot_agent__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UploadBlob(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/nightschool.v1.AgentService/UploadBlob',
+            nightschool__proto_dot_v1_dot_agent__pb2.UploadBlobRequest.SerializeToString,
+            nightschool__proto_dot_v1_dot_agent__pb2.UploadBlobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DownloadBlob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/nightschool.v1.AgentService/DownloadBlob',
+            nightschool__proto_dot_v1_dot_agent__pb2.DownloadBlobRequest.SerializeToString,
+            nightschool__proto_dot_v1_dot_agent__pb2.DownloadBlobResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -50,6 +50,20 @@ class AgentServiceStub:
         nightschool_proto.v1.agent_pb2.ListModelsResponse,
     ]
 
+    UploadBlob: grpc.StreamUnaryMultiCallable[
+        nightschool_proto.v1.agent_pb2.UploadBlobRequest,
+        nightschool_proto.v1.agent_pb2.UploadBlobResponse,
+    ]
+    """Sends what does not fit a message, to be named by its sha256 afterwards. Durable when acknowledged; it goes
+    when no request has named it for agent.keep_uploads_s.
+    """
+
+    DownloadBlob: grpc.UnaryStreamMultiCallable[
+        nightschool_proto.v1.agent_pb2.DownloadBlobRequest,
+        nightschool_proto.v1.agent_pb2.DownloadBlobResponse,
+    ]
+    """The bytes that the caller has sent or been given."""
+
 class AgentServiceAsyncStub:
     Generate: grpc.aio.UnaryUnaryMultiCallable[
         nightschool_proto.v1.agent_pb2.GenerateRequest,
@@ -81,6 +95,20 @@ class AgentServiceAsyncStub:
         nightschool_proto.v1.agent_pb2.ListModelsRequest,
         nightschool_proto.v1.agent_pb2.ListModelsResponse,
     ]
+
+    UploadBlob: grpc.aio.StreamUnaryMultiCallable[
+        nightschool_proto.v1.agent_pb2.UploadBlobRequest,
+        nightschool_proto.v1.agent_pb2.UploadBlobResponse,
+    ]
+    """Sends what does not fit a message, to be named by its sha256 afterwards. Durable when acknowledged; it goes
+    when no request has named it for agent.keep_uploads_s.
+    """
+
+    DownloadBlob: grpc.aio.UnaryStreamMultiCallable[
+        nightschool_proto.v1.agent_pb2.DownloadBlobRequest,
+        nightschool_proto.v1.agent_pb2.DownloadBlobResponse,
+    ]
+    """The bytes that the caller has sent or been given."""
 
 class AgentServiceServicer(metaclass=abc.ABCMeta):
     @abc.abstractmethod
@@ -123,5 +151,23 @@ class AgentServiceServicer(metaclass=abc.ABCMeta):
         request: nightschool_proto.v1.agent_pb2.ListModelsRequest,
         context: _ServicerContext,
     ) -> typing.Union[nightschool_proto.v1.agent_pb2.ListModelsResponse, collections.abc.Awaitable[nightschool_proto.v1.agent_pb2.ListModelsResponse]]: ...
+
+    @abc.abstractmethod
+    def UploadBlob(
+        self,
+        request_iterator: _MaybeAsyncIterator[nightschool_proto.v1.agent_pb2.UploadBlobRequest],
+        context: _ServicerContext,
+    ) -> typing.Union[nightschool_proto.v1.agent_pb2.UploadBlobResponse, collections.abc.Awaitable[nightschool_proto.v1.agent_pb2.UploadBlobResponse]]:
+        """Sends what does not fit a message, to be named by its sha256 afterwards. Durable when acknowledged; it goes
+        when no request has named it for agent.keep_uploads_s.
+        """
+
+    @abc.abstractmethod
+    def DownloadBlob(
+        self,
+        request: nightschool_proto.v1.agent_pb2.DownloadBlobRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[nightschool_proto.v1.agent_pb2.DownloadBlobResponse], collections.abc.AsyncIterator[nightschool_proto.v1.agent_pb2.DownloadBlobResponse]]:
+        """The bytes that the caller has sent or been given."""
 
 def add_AgentServiceServicer_to_server(servicer: AgentServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

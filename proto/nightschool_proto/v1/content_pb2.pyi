@@ -259,10 +259,23 @@ class ToolResult(google.protobuf.message.Message):
     NAME_FIELD_NUMBER: builtins.int
     CONTENT_FIELD_NUMBER: builtins.int
     IS_ERROR_FIELD_NUMBER: builtins.int
+    IMAGES_FIELD_NUMBER: builtins.int
+    FILES_FIELD_NUMBER: builtins.int
+    SIMULATED_FIELD_NUMBER: builtins.int
     call_id: builtins.str
     name: builtins.str
     content: builtins.str
     is_error: builtins.bool
+    simulated: builtins.bool
+    """A simulator answered in the tool's place."""
+    @property
+    def images(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Image]:
+        """That the tool gave back, in their order; the model sees them in front of the content."""
+
+    @property
+    def files(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___File]:
+        """That a tool of the application gave back; not read in requests. The model sees a line of each in the content."""
+
     def __init__(
         self,
         *,
@@ -270,10 +283,47 @@ class ToolResult(google.protobuf.message.Message):
         name: builtins.str = ...,
         content: builtins.str = ...,
         is_error: builtins.bool = ...,
+        images: collections.abc.Iterable[global___Image] | None = ...,
+        files: collections.abc.Iterable[global___File] | None = ...,
+        simulated: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["call_id", b"call_id", "content", b"content", "is_error", b"is_error", "name", b"name"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["call_id", b"call_id", "content", b"content", "files", b"files", "images", b"images", "is_error", b"is_error", "name", b"name", "simulated", b"simulated"]) -> None: ...
 
 global___ToolResult = ToolResult
+
+@typing.final
+class File(google.protobuf.message.Message):
+    """A file of any type, by its bytes or by the sha256 of bytes that the caller has sent or been given."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    MEDIA_TYPE_FIELD_NUMBER: builtins.int
+    DATA_FIELD_NUMBER: builtins.int
+    SHA256_FIELD_NUMBER: builtins.int
+    SIZE_BYTES_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """One name without a folder, at most 255 bytes: the file's path in the task's workspace."""
+    media_type: builtins.str
+    """Empty: guessed from the name."""
+    data: builtins.bytes
+    sha256: builtins.str
+    size_bytes: builtins.int
+    """Of the server's replies; not read in requests."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        media_type: builtins.str = ...,
+        data: builtins.bytes = ...,
+        sha256: builtins.str = ...,
+        size_bytes: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["data", b"data", "sha256", b"sha256", "source", b"source"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["data", b"data", "media_type", b"media_type", "name", b"name", "sha256", b"sha256", "size_bytes", b"size_bytes", "source", b"source"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["source", b"source"]) -> typing.Literal["data", "sha256"] | None: ...
+
+global___File = File
 
 @typing.final
 class Sampling(google.protobuf.message.Message):

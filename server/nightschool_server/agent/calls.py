@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from nightschool_server.agent.episode import Event, Failure, Limits, ToolFinished, ToolStarted
 from nightschool_server.agent.executors import ToolExecutor
-from nightschool_server.chat import Message, ToolCall, tool_result
+from nightschool_server.chat import Message, ToolCall, ToolResult
 from nightschool_server.tools.state import ToolState
 from nightschool_server.tools.workers import ToolFailure, ToolOutcome
 
@@ -130,10 +130,17 @@ class StepCalls:
 
 def observe(call: ToolCall, outcome: ToolOutcome) -> Message:
     """What the model sees of a call's outcome."""
-    return tool_result(
-        call,
+    return Message("tool", (result_of(call, outcome),))
+
+
+def result_of(call: ToolCall, outcome: ToolOutcome) -> ToolResult:
+    """A call's outcome as a part of the conversation."""
+    return ToolResult(
+        call.id,
+        call.name,
         outcome.content,
-        is_error=outcome.is_error,
-        images=tuple(outcome.images),
-        simulated=outcome.simulated,
+        outcome.is_error,
+        tuple(outcome.images),
+        outcome.simulated,
+        tuple(returned.file for returned in outcome.files),
     )

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from nightschool_server.chat import Message, ToolCall, ToolResult, assistant
+from nightschool_server.chat import Message, ToolCall, ToolResult, assistant, num_simulated
 from nightschool_server.engine import Delta
 from nightschool_server.tools.state import ToolState
 from nightschool_server.tools.workers import ToolOutcome
@@ -173,6 +173,11 @@ class EpisodeResult:
         return sum(
             isinstance(part, ToolResult) and part.is_error for message in self.messages for part in message.parts
         )
+
+    @property
+    def num_simulated(self) -> int:
+        """Observations that a simulator gave."""
+        return num_simulated(self.messages)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from nightschool_server.agent.arguments import arguments_fault, schema_fault
@@ -22,7 +23,17 @@ from nightschool_server.tools.workers import DEFAULT_MAX_OUTPUT_CHARS, ToolFailu
 
 DEFAULT_CLIENT_TIMEOUT_S = 60.0
 
-ClientCallback = Callable[[ToolCall], Awaitable[ToolResult]]
+
+@dataclass(frozen=True)
+class ClientAnswer:
+    """What a client gave back for a call."""
+
+    result: ToolResult
+    images: Mapping[str, bytes] = field(default_factory=dict)
+    """Encoded bytes of the result's images, by sha256."""
+
+
+ClientCallback = Callable[[ToolCall], Awaitable[ClientAnswer]]
 """Sends a call to the client and waits for its result; cancelled at the deadline."""
 
 
@@ -81,15 +92,16 @@ class ClientExecutor:
         started, timeout_s = time.perf_counter(), min(self._timeout_s, max_s)
         try:
             async with asyncio.timeout(timeout_s) as deadline:
-                result = await self._callback(call)
+                answer = await self._callback(call)
         except TimeoutError:
             if not deadline.expired():
                 raise
             fault = f"the client did not answer within {timeout_s:.3g} s"
             return failed("timeout", fault, state, time.perf_counter() - started)
-        content = truncate(result.content, self._max_output_chars)
-        failure: ToolFailure = "execution" if result.is_error else ""
-        return ToolOutcome(content, result.is_error, failure, state, time.perf_counter() - started)
+        content = truncate(answer.result.content, self._max_output_chars)
+        failure: ToolFailure = "execution" if answer.result.is_error else ""
+        seconds = time.perf_counter() - started
+        return ToolOutcome(content, answer.result.is_error, failure, state, seconds, answer.images)
 
 
 class RoutingExecutor:

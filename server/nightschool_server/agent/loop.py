@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Protocol
 
-from nightschool_server.agent.calls import OnEvent, StepCalls, observe
+from nightschool_server.agent.calls import OnEvent, StepCalls, observe, result_of
 from nightschool_server.agent.episode import (
     DEFAULT_LIMITS,
     Episode,
@@ -32,7 +32,7 @@ from nightschool_server.agent.episode import (
     Usage,
 )
 from nightschool_server.agent.executors import ToolExecutor
-from nightschool_server.agent.toolcalls import CLOSE, OPEN, parse_answer
+from nightschool_server.agent.formats import TOOL_CALLS, ActionFormat
 from nightschool_server.chat import ToolCall, tool_result
 from nightschool_server.engine import (
     BASE,
@@ -50,10 +50,8 @@ from nightschool_server.tools.state import ToolState
 __all__ = [
     "Actor", "EngineSampler", "Episode", "EpisodeResult", "Event", "Execution", "Failure", "Finished", "Limits",
     "LiveActor", "OnEvent", "Outcome", "Sampler", "Step", "StepFinished", "TextDelta", "ToolFinished", "ToolStarted",
-    "Usage", "execute", "ignore", "observe", "run_episode",
+    "Usage", "execute", "ignore", "observe", "result_of", "run_episode",
 ]  # fmt: skip
-
-HINT = f'write a call as {OPEN}{{"name": "...", "arguments": {{...}}}}{CLOSE}, or answer without one'
 
 
 async def ignore(event: Event) -> None:
@@ -97,17 +95,24 @@ class LiveActor:
     """Samples a step once and executes it."""
 
     def __init__(
-        self, sampler: Sampler, executor: ToolExecutor, sampling: Sampling | None = None, on_event: OnEvent = ignore
+        self,
+        sampler: Sampler,
+        executor: ToolExecutor,
+        sampling: Sampling | None = None,
+        on_event: OnEvent = ignore,
+        *,
+        action_format: ActionFormat = TOOL_CALLS,
     ) -> None:
         """`sampling.max_tokens` is set by the limits of the episode."""
         self._sampler = sampler
         self._executor = executor
         self._sampling = replace(sampling or Sampling(), n=1)
         self._on_event = on_event
+        self._format = action_format
 
     async def act(self, episode: Episode) -> Step:
         deltas: list[Delta] = []
-        prompt = Prompt(episode.messages, self._executor.tools, episode.images)
+        prompt = Prompt(episode.messages, self._format.shown(self._executor.tools), episode.images)
         sampling = replace(self._sampling, max_tokens=episode.num_step_tokens)
         stream = self._sampler.sample(prompt, sampling)
         try:
@@ -125,6 +130,7 @@ class LiveActor:
             finish_reason=_finish_reason(deltas),
             limits=episode.limits_left,
             on_event=self._on_event,
+            action_format=self._format,
         )
         return Step(
             text,
@@ -143,24 +149,25 @@ async def execute(
     finish_reason: FinishReason = "stop",
     limits: Limits = DEFAULT_LIMITS,
     on_event: OnEvent = ignore,
+    action_format: ActionFormat = TOOL_CALLS,
 ) -> Execution:
     """Run what a step asks for, on `state`: fork it first where the step may be dropped.
 
     A step whose calls cannot all be read runs none of them. One cut off by its token limit runs nothing
     and ends the episode. Calls run in their order, each on the state that the last one left; see `calls.py`.
     """
-    parsed = parse_answer(text)
+    parsed = action_format.parse(text)
     if finish_reason == "length":
         return Execution(parsed.text, (), (), "budget", True, state)
     fault = parsed.error
     if fault is None and len(parsed.calls) > limits.max_calls:
         fault = f"the step has {len(parsed.calls)} tool calls; at most {limits.max_calls} are allowed"
     if fault is None and not parsed.calls:
-        if parsed.text:
+        if parsed.text and action_format.answers_in_text:
             return Execution(parsed.text, (), (), "", True, state)
-        fault = "the step is empty"
+        fault = "the step holds no action" if parsed.text else "the step is empty"
     if fault is not None:
-        observation = tool_result(ToolCall("call_0", "", "{}"), f"error: {fault}; {HINT}", is_error=True)
+        observation = tool_result(ToolCall("call_0", "", "{}"), f"error: {fault}; {action_format.hint}", is_error=True)
         return Execution(parsed.text, (), (observation,), "parse", False, state)
     calls = StepCalls(executor, state, limits, on_event)
     await calls.run_all(parsed.calls)

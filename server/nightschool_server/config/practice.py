@@ -95,6 +95,8 @@ class PairsConfig(_Section):
 
     min_pairs: Positive = 24
     """A cycle with fewer stops: training on them would teach noise."""
+    train_on_simulated: bool = False
+    """Train on pairs and anchors that rest on what a simulator gave back in the place of an external tool."""
     max_per_step: Positive = 4
     max_per_task: Positive = 8
     max_per_tool: Positive = 200

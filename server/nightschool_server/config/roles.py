@@ -93,7 +93,7 @@ class CriticConfig(RoleConfig):
     max_chars: Annotated[int, Field(ge=100)] = 8000
     """Of one text that a judge is shown; the middle of a longer one is left out."""
     max_comparisons: Annotated[int, Field(ge=0)] = 0
-    """Questions that the judge is paid for in a cycle; what comes after is left to the other components. 0: no bound."""
+    """Questions that the judge is paid for in a cycle; the rest is left to the other components. 0: no bound."""
     max_tokens: Annotated[int, Field(ge=0)] = 0
     """The same in tokens of prompts and answers. 0: no bound."""
     max_cost: Annotated[float, Field(ge=0)] = 0.0

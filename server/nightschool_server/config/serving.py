@@ -100,8 +100,8 @@ class EngineConfig(_Section):
     """Tokens of practice, decoded or prefilled, in a step with a live request; four times as many in one between two
     live requests. Fewer favours live latency. vLLM: practice has half the slots instead."""
     live_linger_ms: Annotated[float, Field(ge=0)] = 500.0
-    """A step is between two live requests until so long after the last one; then practice takes all it can. vLLM: of no
-    effect."""
+    """A step is between two live requests until so long after the last one; until twenty times as long practice
+    prefills a little a step, then it takes all it can. vLLM: of no effect."""
     merged_lane: bool = True
     """Serve the active adapter merged into the weights, at the base model's speed; costs one more copy of the
     weights that it changes."""
@@ -155,6 +155,8 @@ class AgentConfig(_Section):
     """Model calls of one task."""
     max_tokens: Positive = 256
     """Of one step."""
+    max_malformed_steps: Positive = 3
+    """So many in a row that cannot be read end a task."""
     max_task_tokens: Positive = 4096
     """Of all steps of one task."""
     max_task_s: Seconds = 120.0
@@ -167,6 +169,17 @@ class AgentConfig(_Section):
     """Processes that run tools."""
     max_output_chars: Positive = 4000
     """A tool's output is cut to this."""
+    max_files: Annotated[int, Field(ge=0)] = 16
+    """Files that one task may bring, and that one call of a tool may give back."""
+    max_file_bytes: Positive = 256 * MIB
+    """A larger file is refused, bytes; also one that a tool gives back."""
+    max_files_bytes: Positive = 512 * MIB
+    """Of all files that one task brings, bytes."""
+    keep_uploads_s: Seconds = 86_400.0
+    """An upload, and a file that a tool gave back, can be named and fetched for so long, seconds; those that a logged
+    request names stay as long as its row."""
+    max_held_bytes: Positive = 4096 * MIB
+    """Of all that one caller has uploaded in that time, bytes."""
 
 
 def is_loopback(host: str) -> bool:

@@ -25,6 +25,11 @@ _ROWS_BETWEEN_LIVE = 4
 """Times `max_practice_rows_with_live`, for practice in a step between two live requests."""
 _MAX_IMAGES_PER_STEP = 4
 """Vision tower runs per step: decoding sequences wait for them."""
+_LINGERS_LATELY = 20
+"""Live requests came lately until so many times `live_linger_s` after the last one."""
+_PREFILL_LATELY = 64
+"""Tokens of practice that a step prefills where live requests came lately: a step of a whole chunk and four images
+holds up the next live request for a tenth of a second and more."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,28 @@ class Limits:
     prefill_chunk_tokens: int
     max_practice_rows_with_live: int
     live_linger_s: float
+
+
+@dataclass(frozen=True)
+class Share:
+    """What practice gets of one step."""
+
+    num_tokens: int
+    num_prefill: int
+    """Of `num_tokens`, at most."""
+    num_images: int
+    """Vision tower runs of the step in which its own may be."""
+
+
+def share_of(limits: Limits, live_runs: bool, since_live_s: float) -> Share:
+    """What practice gets of a step by how long ago a live request ran: the less, the sooner the next one may come."""
+    if live_runs or since_live_s < limits.live_linger_s:
+        num_tokens = limits.max_practice_rows_with_live * (1 if live_runs else _ROWS_BETWEEN_LIVE)
+        return Share(num_tokens, num_tokens, 1)
+    if since_live_s < _LINGERS_LATELY * limits.live_linger_s:
+        num_prefill = min(_PREFILL_LATELY, limits.prefill_chunk_tokens)
+        return Share(limits.num_slots + num_prefill, num_prefill, 1)
+    return Share(limits.num_slots + limits.prefill_chunk_tokens, limits.prefill_chunk_tokens, _MAX_IMAGES_PER_STEP)
 
 
 class Scheduler:
@@ -51,7 +78,8 @@ class Scheduler:
         self._free = set(range(total))
         self._last_used = [0] * total
         self._clock = 0
-        self._live_until = 0.0
+        self._live_at = float("-inf")
+        """When a live request last ran."""
         self.num_cached_tokens = 0
         self.num_left_queue = {True: 0, False: 0}
         """Sequences that no longer wait for their first slot, by whether they are practice; only ever grows."""
@@ -112,17 +140,14 @@ class Scheduler:
     def select(self) -> list[Chunk]:
         """The tokens of the next step: every decoding sequence's last one, and prefill chunks under the budget.
 
-        While live requests come, practice decodes and prefills a few tokens a step, also between two of them: the
-        next one waits for the end of the step that it finds.
+        Practice gets less the more likely a live request is to come: it waits for the end of the step that it finds.
         """
         self._clock += 1
         running = sorted(self.running, key=lambda s: (s.job.priority, s.job.arrival, s.index))
         num_live = sum(1 for s in running if s.job.priority < PRACTICE_PRIORITY)
-        live_comes = self._live_comes(num_live > 0)
         budget, num_images = self._limits.prefill_chunk_tokens, 0
-        practice_left = self._limits.max_practice_rows_with_live * (1 if num_live else _ROWS_BETWEEN_LIVE)
-        if not live_comes:
-            practice_left = budget + self._limits.num_slots
+        share = self._share(num_live > 0)
+        practice_left, prefill_left = share.num_tokens, share.num_prefill
         chunks: list[Chunk] = []
         for position, sequence in enumerate(running):
             practice = position >= num_live
@@ -131,23 +156,24 @@ class Scheduler:
             start, end = sequence.num_computed, sequence.num_to_compute
             if sequence.job.needs_vision:
                 pictures = len(sequence.job.rendered.pictures)
-                if num_images and num_images + pictures > (1 if practice and live_comes else _MAX_IMAGES_PER_STEP):
+                if num_images and num_images + pictures > (share.num_images if practice else _MAX_IMAGES_PER_STEP):
                     continue
                 num_images += pictures
             if end - start > 1:
-                end = min(end, start + (min(budget, practice_left) if practice else budget))
+                end = min(end, start + (min(budget, practice_left, prefill_left) if practice else budget))
                 budget -= end - start
+                prefill_left -= end - start if practice else 0
             practice_left -= end - start if practice else 0
             if end > start:
                 chunks.append(Chunk(sequence, start, end))
         return chunks
 
-    def _live_comes(self, live_runs: bool) -> bool:
-        """Whether a live request runs, or ran a moment ago."""
+    def _share(self, live_runs: bool) -> Share:
+        """What practice gets of the next step."""
         now = time.monotonic()
         if live_runs:
-            self._live_until = now + self._limits.live_linger_s
-        return now < self._live_until or live_runs
+            self._live_at = now
+        return share_of(self._limits, live_runs, now - self._live_at)
 
     def computed(self, chunk: Chunk) -> None:
         """A chunk's tokens are in the cache now."""

@@ -86,7 +86,9 @@ def list_cycles(store: Store, page: Page) -> tuple[list[admin_pb2.Cycle], str]:
 def list_tasks(store: Store, page: Page, cycle_id: str) -> tuple[list[admin_pb2.Task], str]:
     """Tasks that were written, oldest first; of one cycle where `cycle_id` is not empty."""
     found = store.query(
-        "SELECT t.*, (SELECT json_group_array(s.response_id) FROM task_seeds s WHERE s.task_id = t.id) AS seeds "
+        "SELECT t.*, (SELECT json_group_array(s.response_id) FROM task_seeds s WHERE s.task_id = t.id) AS seeds, "
+        "(SELECT COUNT(*) FROM candidates c JOIN steps s ON s.id = c.step_id JOIN rollouts r ON r.id = s.rollout_id "
+        " WHERE r.task_id = t.id AND c.simulated) AS num_simulated "
         "FROM tasks t WHERE t.id > ? AND (? = '' OR t.cycle_id = ?) ORDER BY t.id LIMIT ?",
         (page.after[0] if page.after else "", cycle_id, cycle_id, page.size + 1),
     )
@@ -142,7 +144,8 @@ def evaluation_to_proto(row: Row) -> admin_pb2.Evaluation:
 
 
 _PAIRS = (
-    "SELECT p.*, s.position AS step, s.history, r.task_id, c.text AS chosen_text, d.text AS rejected_text "
+    "SELECT p.*, s.position AS step, s.history, r.task_id, c.text AS chosen_text, d.text AS rejected_text, "
+    "s.simulated OR c.simulated OR d.simulated AS simulated "
     "FROM pairs p JOIN steps s ON s.id = p.step_id JOIN rollouts r ON r.id = s.rollout_id "
     "JOIN candidates c ON c.id = p.chosen JOIN candidates d ON d.id = p.rejected"
 )
@@ -178,6 +181,7 @@ def _task(row: Row) -> admin_pb2.Task:
         state=row["state"],
         seed_request_ids=json.loads(row["seeds"]),
         created_at=timestamp(row["created_at"]),
+        num_simulated=row["num_simulated"],
     )
 
 
@@ -192,6 +196,7 @@ def _pair(row: Row) -> admin_pb2.Pair:
         chosen=row["chosen_text"],
         rejected=row["rejected_text"],
         margin=row["margin"],
+        simulated=bool(row["simulated"]),
     )
 
 
@@ -213,4 +218,5 @@ def _preference(row: Row, tools: list[dict[str, Any]] | None) -> dict[str, Any]:
         "pair_id": row["id"],
         "kind": row["kind"],
         "margin": row["margin"],
+        "simulated": bool(row["simulated"]),
     }

@@ -16,6 +16,7 @@ from typing import Any
 import grpc
 from nightschool_proto.v1 import admin_pb2, admin_pb2_grpc
 
+from nightschool_server.agent.formats import action_format
 from nightschool_server.runtime import Runtime
 from nightschool_server.service import admin_records
 from nightschool_server.service.admin_adapters import AdapterAdmin
@@ -155,7 +156,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         self, request: admin_pb2.ExportPairsRequest, context: Context
     ) -> AsyncIterator[admin_pb2.ExportPairsResponse]:
         """JSON lines in TRL's conversational preference format, in chunks that end with a line."""
-        tools = self._runtime.tools.tools
+        tools = action_format(self._runtime.config.agent).shown(self._runtime.tools.tools)
         lines = admin_records.export_pairs(self._runtime.store, request.cycle_id, tools)
         while chunk := await asyncio.to_thread(_next_chunk, lines):
             yield admin_pb2.ExportPairsResponse(chunk=chunk)

@@ -1,8 +1,8 @@
 """AgentService: what applications call.
 
 Owns nothing but the way from a method to what does the work: `generation.py` for single model calls,
-`task_runner.py` for tasks, `store/request_log.py` for feedback. Errors are raised as the server's own;
-`interceptors.py` turns them into statuses.
+`task_runner.py` for tasks, `blobs.py` for bytes in chunks, `store/request_log.py` for feedback. Errors are raised as
+the server's own; `interceptors.py` turns them into statuses.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from nightschool_server.adapters.routing import PROVEN
 from nightschool_server.engine import BASE
 from nightschool_server.errors import InvalidRequestError
 from nightschool_server.runtime import Runtime
-from nightschool_server.service import wire
+from nightschool_server.service import blobs, wire
 from nightschool_server.service.generation import Generator, gathered
 from nightschool_server.service.interceptors import current_caller
 from nightschool_server.service.pages import page_of
@@ -69,6 +69,21 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
         caller = current_caller()
         feedback = feedback_of(request, caller.name, of_any_caller=caller.scope == "admin")
         return agent_pb2.RecordFeedbackResponse(feedback_id=await self._runtime.request_log.feedback(feedback))
+
+    async def UploadBlob(
+        self, request_iterator: AsyncIterator[agent_pb2.UploadBlobRequest], context: Context
+    ) -> agent_pb2.UploadBlobResponse:
+        """What does not fit a message; durable when acknowledged."""
+        runtime = self._runtime
+        return await blobs.upload(runtime.store, runtime.config.agent, request_iterator, current_caller())
+
+    async def DownloadBlob(
+        self, request: agent_pb2.DownloadBlobRequest, context: Context
+    ) -> AsyncIterator[agent_pb2.DownloadBlobResponse]:
+        """The bytes of a blob that the caller has sent or been given."""
+        async with aclosing(blobs.download(self._runtime.store, request.sha256, current_caller())) as responses:
+            async for response in responses:
+                yield response
 
     async def ListModels(self, request: agent_pb2.ListModelsRequest, context: Context) -> agent_pb2.ListModelsResponse:
         """The base model, then the adapters that a request may be pinned to, newest first."""

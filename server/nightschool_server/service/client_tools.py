@@ -7,25 +7,32 @@ task has an id of its own on the wire, so that an answer that comes too late is 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
-from nightschool_proto.v1 import agent_pb2
+from nightschool_proto.v1 import agent_pb2, content_pb2
 
 from nightschool_server import chat
+from nightschool_server.agent.executors import ClientAnswer
 from nightschool_server.errors import InvalidRequestError
+from nightschool_server.image_check import ImageLimits
 from nightschool_server.service import wire
+from nightschool_server.service.wire_images import ImageParts
 from nightschool_server.service.wire_replies import tool_call_to_proto
 
 Send = Callable[[agent_pb2.RunTaskResponse], None]
+FindImages = Callable[[ImageParts], Awaitable[Mapping[str, bytes]]]
 
 
 class ClientTools:
     """Asks the client to run calls, one after the other."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, find_images: FindImages, limits: ImageLimits) -> None:
+        """`find_images` gives the bytes of images, `limits` what one result may bring."""
         self._send = send
+        self._find_images = find_images
+        self._limits = limits
         self._num_calls = 0
-        self._open: tuple[str, asyncio.Future[chat.ToolResult]] | None = None
+        self._open: tuple[str, asyncio.Future[ClientAnswer]] | None = None
         self._hung_up = False
 
     def begin(self, call: chat.ToolCall) -> chat.ToolCall:
@@ -37,12 +44,12 @@ class ClientTools:
         """`call`, which began last, with its id on the wire."""
         return chat.ToolCall(f"call_{self._num_calls}", call.name, call.arguments)
 
-    async def ask(self, call: chat.ToolCall) -> chat.ToolResult:
+    async def ask(self, call: chat.ToolCall) -> ClientAnswer:
         """What the client gives back for `call`; cancelled at the deadline by the executor."""
         if self._hung_up:
             return _hung_up(call)
         sent = self.on_wire(call)
-        answer: asyncio.Future[chat.ToolResult] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[ClientAnswer] = asyncio.get_running_loop().create_future()
         self._open = (sent.id, answer)
         try:
             self._send(agent_pb2.RunTaskResponse(tool_request=tool_call_to_proto(sent)))
@@ -59,10 +66,11 @@ class ClientTools:
         async for request in requests:
             if request.WhichOneof("event") != "tool_result":
                 raise InvalidRequestError("start", "start came twice or an event is empty: send tool_result only")
-            result = wire.tool_result(request.tool_result, "tool_result")
+            answer = await self._read(request.tool_result)
+            result = answer.result
             if self._open is not None and self._open[0] == result.call_id:
                 if not self._open[1].done():
-                    self._open[1].set_result(result)
+                    self._open[1].set_result(answer)
             elif not self._was_asked(result.call_id):
                 raise InvalidRequestError(
                     "tool_result.call_id",
@@ -72,12 +80,21 @@ class ClientTools:
         if self._open is not None and not self._open[1].done():
             self._open[1].set_result(_hung_up(chat.ToolCall(self._open[0], "", "{}")))
 
+    async def _read(self, sent: content_pb2.ToolResult) -> ClientAnswer:
+        """A result as it came, with its images. Raises InvalidRequestError for one that is none."""
+        images = ImageParts(self._limits)
+        if any(image.data for image in sent.images):
+            # Hashing takes its time.
+            result = await asyncio.to_thread(wire.tool_result, sent, "tool_result", images)
+        else:
+            result = wire.tool_result(sent, "tool_result", images)
+        return ClientAnswer(result, await self._find_images(images))
+
     def _was_asked(self, call_id: str) -> bool:
         number = call_id.removeprefix("call_")
         return number.isdigit() and 1 <= int(number) <= self._num_calls
 
 
-def _hung_up(call: chat.ToolCall) -> chat.ToolResult:
-    return chat.ToolResult(
-        call.id, call.name, "error: the client closed its end of the stream: this tool cannot be run", is_error=True
-    )
+def _hung_up(call: chat.ToolCall) -> ClientAnswer:
+    content = "error: the client closed its end of the stream: this tool cannot be run"
+    return ClientAnswer(chat.ToolResult(call.id, call.name, content, is_error=True))

@@ -10,6 +10,8 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 
+from nightschool_server.errors import InvalidRequestError
+from nightschool_server.image_check import ImageLimits, check_image
 from nightschool_server.service.wire_images import ImageParts, unknown_sha256
 
 ReadBlob = Callable[[str], bytes | None]
@@ -64,10 +66,19 @@ class Images:
             sent = parts.sent.get(sha256)
             data = sent.data if sent is not None else self.recent.get(sha256)
             if data is None:
-                data = await asyncio.to_thread(self._read_blob, sha256)
-            if data is None:
-                raise unknown_sha256(sha256, path)
+                data = await asyncio.to_thread(self._read, sha256, path, parts.limits)
             if sent is None or keep:
                 self.recent.put(sha256, data)
             found[sha256] = data
         return found
+
+    def _read(self, sha256: str, path: str, limits: ImageLimits) -> bytes:
+        """The image in the blob store; files lie there as well, so what it holds is looked at."""
+        data = self._read_blob(sha256)
+        if data is None:
+            raise unknown_sha256(sha256, path)
+        try:
+            check_image(data, limits)
+        except ValueError as fault:
+            raise InvalidRequestError(f"{path}.sha256", f"{path}.sha256 {sha256} {fault}") from None
+        return data

@@ -42,8 +42,8 @@ AGENT_SERVICE = "nightschool.v1.AgentService"
 ENDLESS = frozenset({"/nightschool.v1.AdminService/WatchCycle", "/nightschool.v1.AdminService/SleepEngine"})
 """Methods that may run as long as their caller likes."""
 
-BOUNDED_BY_THEMSELVES = frozenset({"/nightschool.v1.AgentService/RunTask"})
-"""Methods whose own limits (agent.max_task_s) are meant to end them first."""
+BOUNDED_BY_THEMSELVES = frozenset(f"/{AGENT_SERVICE}/{name}" for name in ("RunTask", "UploadBlob", "DownloadBlob"))
+"""Methods whose own limits (agent.max_task_s, agent.max_file_bytes) are meant to end them first."""
 
 MODEL_CALLS = frozenset(f"/{AGENT_SERVICE}/{name}" for name in ("Generate", "StreamGenerate", "RunTask"))
 """Methods that need the engine."""

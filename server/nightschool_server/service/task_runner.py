@@ -22,6 +22,7 @@ from nightschool_server import chat
 from nightschool_server.agent import episode
 from nightschool_server.agent import loop as agent
 from nightschool_server.agent.executors import ClientExecutor, RoutingExecutor, ToolExecutor
+from nightschool_server.agent.formats import action_format
 from nightschool_server.app import App
 from nightschool_server.auth import Caller
 from nightschool_server.engine import Delta, Sampling
@@ -129,7 +130,10 @@ class TaskRunner:
     ) -> AsyncGenerator[list[Item], None]:
         """What happens in the episode, its result last; each batch is what has come since the one before."""
         queue: asyncio.Queue[Item | None] = asyncio.Queue()
-        client = ClientTools(queue.put_nowait)
+        keep = self._recorder.policy_of(served.call) != "no_log"
+        client = ClientTools(
+            queue.put_nowait, lambda parts: self._runtime.images.bytes_of(parts, keep=keep), self._runtime.image_limits
+        )
         with self._workspace(served.response_id) as root:
             running = asyncio.create_task(self._run_episode(served, images, client, root, queue.put_nowait))
             listening = asyncio.create_task(client.listen(requests))
@@ -168,28 +172,29 @@ class TaskRunner:
                     put(Response(tool_call=tool_call_to_proto(client.begin(started))))
                 case episode.ToolFinished(ended, outcome):
                     sent = client.on_wire(ended)
-                    result = chat.ToolResult(sent.id, sent.name, outcome.content, outcome.is_error)
-                    put(Response(tool_result=tool_result_to_proto(result)))
+                    put(Response(tool_result=tool_result_to_proto(agent.result_of(sent, outcome))))
                 case episode.Finished(result_):
                     put(result_)
                 case episode.StepFinished():
                     pass
 
+        executor, written = self._executor(call, client), action_format(config)
         start = episode.Episode(
-            messages=with_system_prompt(runtime.app, call.messages),
+            messages=written.begin(with_system_prompt(runtime.app, call.messages), executor.tools),
             state=initial_state(runtime.app, root),
             limits=episode.Limits(
                 max_steps=call.max_steps or self._max_steps,
                 max_step_tokens=call.sampling.max_tokens,
                 max_tokens=config.max_task_tokens,
                 max_time_s=config.max_task_s,
+                max_malformed_steps=config.max_malformed_steps,
             ),
             images=images,
         )
         sampler = agent.EngineSampler(
             runtime.engine, served.response_id, adapter=served.adapter, priority=call.priority
         )
-        actor = agent.LiveActor(sampler, self._executor(call, client), call.sampling, on_event)
+        actor = agent.LiveActor(sampler, executor, call.sampling, on_event, action_format=written)
         await agent.run_episode(start, actor, on_event)
 
     def _executor(self, call: wire.ModelCall, client: ClientTools) -> ToolExecutor:

@@ -23,7 +23,8 @@ from nightschool_server import chat
 from nightschool_server.agent import toolcalls
 from nightschool_server.engine import LIVE_PRIORITY, PRACTICE_PRIORITY, Sampling, ToolChoice
 from nightschool_server.errors import InvalidRequestError
-from nightschool_server.service import wire_images
+from nightschool_server.image_check import DEFAULT_LIMITS, ImageLimits
+from nightschool_server.service.wire_images import ImageParts
 from nightschool_server.service.wire_sampling import sampling_of
 from nightschool_server.service.wire_tools import json_of, tool_choice_of, tools_of
 
@@ -54,7 +55,7 @@ class ModelCall:
     messages: tuple[chat.Message, ...]
     tools: tuple[chat.ToolSpec, ...]
     sampling: Sampling
-    images: wire_images.ImageParts
+    images: ImageParts
     adapter: str
     """Empty: the router chooses."""
     session_id: str
@@ -73,14 +74,17 @@ def takes_time(messages: Sequence[content_pb2.Message], tools: Sequence[content_
     """Whether reading these means hashing and checking image bytes, or trying to guide a schema."""
     if any(tool.strict for tool in tools):
         return True
-    return any(part.image.data for message in messages for part in message.parts if part.HasField("image"))
+    return any(has_image_bytes(part) for message in messages for part in message.parts)
 
 
-def generate_call(
-    request: agent_pb2.GenerateRequest, limits: wire_images.ImageLimits = wire_images.DEFAULT_LIMITS
-) -> ModelCall:
+def has_image_bytes(part: content_pb2.Part) -> bool:
+    """Whether the part, or the tool result in it, brings the bytes of an image."""
+    return bool(part.image.data) or any(image.data for image in part.tool_result.images)
+
+
+def generate_call(request: agent_pb2.GenerateRequest, limits: ImageLimits = DEFAULT_LIMITS) -> ModelCall:
     """The call that a GenerateRequest asks for."""
-    images = wire_images.ImageParts(limits)
+    images = ImageParts(limits)
     return ModelCall(
         messages=_messages(request.messages, images),
         tools=tools_of(request.tools, "tools"),
@@ -97,9 +101,7 @@ def generate_call(
     )
 
 
-def task_call(
-    start: agent_pb2.TaskStart, defaults: Sampling, limits: wire_images.ImageLimits = wire_images.DEFAULT_LIMITS
-) -> ModelCall:
+def task_call(start: agent_pb2.TaskStart, defaults: Sampling, limits: ImageLimits = DEFAULT_LIMITS) -> ModelCall:
     """The call that a TaskStart asks for; `tools` are the client's own, `defaults` what an absent field takes."""
     try:
         return _task_call(start, defaults, limits)
@@ -107,8 +109,8 @@ def task_call(
         raise InvalidRequestError(f"start.{error.field}", f"start.{error}") from None
 
 
-def _task_call(start: agent_pb2.TaskStart, defaults: Sampling, limits: wire_images.ImageLimits) -> ModelCall:
-    images = wire_images.ImageParts(limits)
+def _task_call(start: agent_pb2.TaskStart, defaults: Sampling, limits: ImageLimits) -> ModelCall:
+    images = ImageParts(limits)
     sampling = sampling_of(start.sampling, defaults)
     if sampling.n != 1:
         _refuse("sampling.n", f"{sampling.n}, but a task has one answer: leave it out")
@@ -137,14 +139,14 @@ def policy_of(value: int) -> Policy | None:
     return POLICIES[value]
 
 
-def _messages(messages: Sequence[content_pb2.Message], images: wire_images.ImageParts) -> tuple[chat.Message, ...]:
+def _messages(messages: Sequence[content_pb2.Message], images: ImageParts) -> tuple[chat.Message, ...]:
     """The conversation; what its image parts hold is gathered in `images`."""
     if not messages:
         _refuse("messages", "empty: send at least one message")
     return tuple(_message(message, f"messages[{index}]", images) for index, message in enumerate(messages))
 
 
-def _message(message: content_pb2.Message, field: str, images: wire_images.ImageParts) -> chat.Message:
+def _message(message: content_pb2.Message, field: str, images: ImageParts) -> chat.Message:
     role = ROLES.get(message.role)
     if role is None:
         _refuse(f"{field}.role", f"{message.role}, which is none of SYSTEM (1), USER (2), ASSISTANT (3) and TOOL (4)")
@@ -169,7 +171,7 @@ _PARTS_OF: dict[chat.Role, tuple[str, ...]] = {
 }
 
 
-def _part(part: content_pb2.Part, role: chat.Role, field: str, images: wire_images.ImageParts) -> chat.Part:
+def _part(part: content_pb2.Part, role: chat.Role, field: str, images: ImageParts) -> chat.Part:
     kind = part.WhichOneof("part")
     if kind is None:
         _refuse(field, "empty: set one of text, image, tool_call and tool_result")
@@ -182,7 +184,7 @@ def _part(part: content_pb2.Part, role: chat.Role, field: str, images: wire_imag
         return chat.Image(images.add(part.image, f"{field}.image"))
     if kind == "tool_call":
         return _tool_call(part.tool_call, f"{field}.tool_call")
-    return tool_result(part.tool_result, f"{field}.tool_result")
+    return tool_result(part.tool_result, f"{field}.tool_result", images)
 
 
 def _tool_call(call: content_pb2.ToolCall, field: str) -> chat.ToolCall:
@@ -198,14 +200,15 @@ def _tool_call(call: content_pb2.ToolCall, field: str) -> chat.ToolCall:
     return chat.ToolCall(call.id, call.name, arguments)
 
 
-def tool_result(result: content_pb2.ToolResult, field: str) -> chat.ToolResult:
-    """What a tool gave back, in a message or in answer to a tool_request.
+def tool_result(result: content_pb2.ToolResult, field: str, images: ImageParts) -> chat.ToolResult:
+    """What a tool gave back, in a message or in answer to a tool_request; its images are gathered in `images`.
 
     Only an error may be nameless: it answers a call that could not be read, and the agent loop writes such ones.
     """
     if not result.name and not result.is_error:
         _refuse(f"{field}.name", "empty: name the tool that gave the result")
-    return chat.ToolResult(result.call_id, result.name, result.content, result.is_error)
+    hashes = tuple(images.add(image, f"{field}.images[{index}]") for index, image in enumerate(result.images))
+    return chat.ToolResult(result.call_id, result.name, result.content, result.is_error, hashes, result.simulated)
 
 
 def identifier(value: str, field: str) -> str:

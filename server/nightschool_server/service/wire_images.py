@@ -1,37 +1,19 @@
 """Images off the wire: bytes that Pillow can open, or the sha256 of bytes that the server holds already.
 
-Owns the check of format and size, which reads headers and checksums but decodes no pixels. Finding the bytes of a
+Owns what a request may name and how many; whether bytes are an image is `image_check.py`'s, finding the bytes of a
 sha256 is `images.py`'s.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import re
-import warnings
 from dataclasses import dataclass, field
 
-import PIL.Image
 from nightschool_proto.v1 import content_pb2
 
 from nightschool_server.errors import InvalidRequestError
-
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
-
-
-@dataclass(frozen=True)
-class ImageLimits:
-    """What one request may bring."""
-
-    max_images: int = 16
-    max_bytes: int = 20 * 2**20
-    """Of one encoded image."""
-    max_pixels: int = 50_000_000
-    """Of one decoded image; 50 million are 150 MB as RGB."""
-
-
-DEFAULT_LIMITS = ImageLimits()
+from nightschool_server.image_check import DEFAULT_LIMITS, ImageLimits, check_image
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -98,33 +80,7 @@ def unknown_sha256(sha256: str, path: str) -> InvalidRequestError:
 
 def _media_type(data: bytes, path: str, limits: ImageLimits) -> str:
     """The media type of encoded bytes after a look at their header and checksums."""
-    if len(data) > limits.max_bytes:
-        raise InvalidRequestError(
-            path,
-            f"{path} has {len(data)} bytes, but at most {limits.max_bytes} are taken (log.max_image_bytes): "
-            "send a smaller one",
-        )
     try:
-        with warnings.catch_warnings():
-            # Pillow's own limit is only a warning up to twice its size; ours is below.
-            warnings.simplefilter("ignore")
-            with PIL.Image.open(io.BytesIO(data), formats=FORMATS) as opened:
-                width, height = opened.size
-                media_type = PIL.Image.MIME[opened.format or ""]
-                opened.verify()
-    except PIL.Image.DecompressionBombError as error:
-        raise InvalidRequestError(path, f"{path} is too large: {error}: send a smaller one") from None
-    except Exception as error:
-        # Pillow's format plugins raise whatever their parsing runs into.
-        raise InvalidRequestError(
-            path,
-            f"{path} ({len(data)} bytes beginning {data[:8].hex()}) is not an image that can be read "
-            f"({type(error).__name__}): send one of {', '.join(FORMATS)}",
-        ) from None
-    if width * height > limits.max_pixels:
-        raise InvalidRequestError(
-            path,
-            f"{path} is {width} x {height} pixels, but at most {limits.max_pixels} pixels are taken "
-            "(log.max_image_pixels): send a smaller one",
-        )
-    return media_type
+        return check_image(data, limits).media_type
+    except ValueError as fault:
+        raise InvalidRequestError(path, f"{path} {fault}") from None

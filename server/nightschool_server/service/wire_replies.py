@@ -131,8 +131,19 @@ def tool_call_to_proto(call: chat.ToolCall) -> content_pb2.ToolCall:
 def tool_result_to_proto(result: chat.ToolResult) -> content_pb2.ToolResult:
     """What a tool gave back."""
     return content_pb2.ToolResult(
-        call_id=result.call_id, name=result.name, content=result.content, is_error=result.is_error
+        call_id=result.call_id,
+        name=result.name,
+        content=result.content,
+        is_error=result.is_error,
+        images=[content_pb2.Image(sha256=sha256) for sha256 in result.images],
+        files=[file_to_proto(file) for file in result.files],
+        simulated=result.simulated,
     )
+
+
+def file_to_proto(file: chat.File) -> content_pb2.File:
+    """A file, by its sha256."""
+    return content_pb2.File(name=file.name, media_type=file.media_type, sha256=file.sha256, size_bytes=file.size_bytes)
 
 
 def message_to_proto(message: chat.Message) -> content_pb2.Message:
@@ -160,6 +171,8 @@ def _part_to_proto(part: chat.Part) -> content_pb2.Part:
             return content_pb2.Part(text=text)
         case chat.Image(sha256):
             return content_pb2.Part(image=content_pb2.Image(sha256=sha256))
+        case chat.File():
+            return content_pb2.Part(text=part.line)
         case chat.ToolCall():
             return content_pb2.Part(tool_call=tool_call_to_proto(part))
         case chat.ToolResult():

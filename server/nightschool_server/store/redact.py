@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Protocol
 
-from nightschool_server.chat import Message, Part, Text, ToolCall, ToolResult, canonical_json
+from nightschool_server.chat import File, Message, Part, Text, ToolCall, ToolResult, canonical_json
 
 
 class Redactor(Protocol):
@@ -57,7 +57,7 @@ def redactor_of(enabled: bool) -> Redactor:
 
 
 def redact_message(message: Message, redactor: Redactor) -> Message:
-    """The message with every text in it redacted; images stay as they are."""
+    """The message with every text in it redacted; images and what files hold stay as they are."""
     return replace(message, parts=tuple(_redact_part(part, redactor) for part in message.parts))
 
 
@@ -67,8 +67,16 @@ def _redact_part(part: Part, redactor: Redactor) -> Part:
     if isinstance(part, ToolCall):
         return replace(part, arguments=_redact_json(part.arguments, redactor))
     if isinstance(part, ToolResult):
-        return replace(part, content=redactor(part.content))
+        files = tuple(_redact_file(file, redactor) for file in part.files)
+        return replace(part, content=redactor(part.content), files=files)
+    if isinstance(part, File):
+        return _redact_file(part, redactor)
     return part
+
+
+def _redact_file(file: File, redactor: Redactor) -> File:
+    """Its name is text; what it holds is not looked at."""
+    return replace(file, name=redactor(file.name))
 
 
 def _redact_json(text: str, redactor: Redactor) -> str:

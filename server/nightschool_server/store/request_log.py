@@ -48,6 +48,10 @@ KEEP_REPLIES_S = 24 * 3600.0
 """How long a repeated request_id gets the first one's answer."""
 
 
+KEEP_UPLOADS_S = 24 * 3600.0
+"""How long a blob that no request names is held for its caller."""
+
+
 @dataclass(frozen=True)
 class LogCounts:
     """Of rows, and of lines that did not become one."""
@@ -80,11 +84,13 @@ class RequestLog:
         redactor: Redactor = redact_patterns,
         *,
         max_queued_image_bytes: int = MAX_QUEUED_IMAGE_BYTES,
+        keep_uploads_s: float = KEEP_UPLOADS_S,
     ) -> None:
         self._store = store
         self._queue_size = queue_size
         self._max_image_bytes = max_queued_image_bytes
         self._redactor = redactor
+        self._keep_uploads_s = keep_uploads_s
         self._jobs: deque[_Job] = deque()
         self._wake = threading.Condition()
         self._closing = False
@@ -232,6 +238,7 @@ class RequestLog:
         try:
             with self._store.transaction() as db:
                 request_rows.delete_old_replies(db, time.time() - KEEP_REPLIES_S)
+                request_rows.delete_old_holders(db, time.time() - self._keep_uploads_s)
             self._store.sweep_blobs()
         except (NightschoolError, sqlite3.Error, OSError) as error:
             log.warning("event=log_sweep_failed error=%r", error)

@@ -145,9 +145,11 @@ def insert_request(db: sqlite3.Connection, record: RequestRecord) -> None:
             for position, one in enumerate(record.messages)
         ],
     )
-    hashes = {sha256 for one in record.messages for sha256 in one.message.images} | set(record.images)
+    named = [one.message for one in record.messages]
+    hashes = {sha256 for message in named for sha256 in message.images} | set(record.images)
+    hashes |= {file.sha256 for message in named for file in message.files}
     db.executemany(
-        # An image that was erased in between leaves the request without it.
+        # A blob that was erased in between leaves the request without it.
         "INSERT OR IGNORE INTO request_blobs (response_id, sha256) SELECT ?, sha256 FROM blobs WHERE sha256 = ?",
         [(record.id, sha256) for sha256 in sorted(hashes)],
     )
@@ -196,10 +198,13 @@ def insert_feedback(store: Store, db: sqlite3.Connection, feedback: Feedback, re
 
 def delete_caller(store: Store, db: sqlite3.Connection, caller: str) -> tuple[int, list[str]]:
     """Erase a caller's requests, feedback, sessions and replies, and every task that was written from them, with its
-    rollouts and pairs. Returns how many requests, and the blobs that they named."""
-    images = store.query(
-        "SELECT DISTINCT b.sha256 FROM request_blobs b JOIN requests r ON r.id = b.response_id WHERE r.caller = ?",
-        (caller,),
+    rollouts and pairs. Returns how many requests, and the blobs that were named or held."""
+    blobs = store.query(
+        "SELECT b.sha256 FROM request_blobs b JOIN requests r ON r.id = b.response_id WHERE r.caller = ? "
+        "UNION SELECT sha256 FROM blob_holders WHERE caller = ? "
+        "UNION SELECT b.sha256 FROM task_blobs b JOIN task_seeds s ON s.task_id = b.task_id "
+        "JOIN requests r ON r.id = s.response_id WHERE r.caller = ?",
+        (caller, caller, caller),
     )
     db.execute(
         "DELETE FROM tasks WHERE id IN (SELECT s.task_id FROM task_seeds s JOIN requests r ON r.id = s.response_id "
@@ -207,9 +212,14 @@ def delete_caller(store: Store, db: sqlite3.Connection, caller: str) -> tuple[in
         (caller,),
     )
     num_requests = db.execute("DELETE FROM requests WHERE caller = ?", (caller,)).rowcount
-    for table in ("feedback", "sessions", "replies"):
+    for table in ("feedback", "sessions", "replies", "blob_holders"):
         db.execute(f"DELETE FROM {table} WHERE caller = ?", (caller,))
-    return num_requests, [row["sha256"] for row in images]
+    return num_requests, [row["sha256"] for row in blobs]
+
+
+def delete_old_holders(db: sqlite3.Connection, before: float) -> int:
+    """Let go of blobs that callers have held since before then. Returns how many."""
+    return db.execute("DELETE FROM blob_holders WHERE created_at < ?", (before,)).rowcount
 
 
 def delete_old_replies(db: sqlite3.Connection, before: float) -> int:

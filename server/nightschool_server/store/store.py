@@ -168,7 +168,7 @@ class Store:
         return self.home.blobs / sha256[:2] / sha256
 
     def delete_unused_blobs(self, hashes: Sequence[str]) -> int:
-        """Delete those of the blobs that no request and no task names. Returns how many."""
+        """Delete those of the blobs that no request, no task and no caller holds. Returns how many."""
         return self._delete_unused("sha256 IN (SELECT value FROM json_each(?))", json.dumps(list(hashes)))
 
     def sweep_blobs(self, older_than_s: float = 3600.0) -> int:
@@ -184,6 +184,7 @@ class Store:
         with self.transaction() as db:
             unused = self.query(
                 f"SELECT sha256 FROM blobs WHERE {which} AND sha256 NOT IN (SELECT sha256 FROM request_blobs) "
+                "AND sha256 NOT IN (SELECT sha256 FROM blob_holders) AND sha256 NOT IN (SELECT sha256 FROM task_blobs) "
                 "AND sha256 NOT IN (SELECT value FROM tasks, json_each(tasks.images))",
                 (parameter,),
             )

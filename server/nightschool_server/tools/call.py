@@ -17,6 +17,7 @@ from typing import Any
 
 from nightschool_server.app import App
 from nightschool_server.chat import canonical_json
+from nightschool_server.tools.content import holds_content, take_apart
 from nightschool_server.tools.tool import Tool, ToolContext, tool
 
 MAX_STATE_CHARS = 2**20
@@ -26,8 +27,8 @@ MAX_TRACEBACK_CHARS = 4000
 def perform(app: App, call: dict[str, Any]) -> dict[str, Any]:
     """Run `{"name", "arguments", "state", "workspace", "max_output_chars", "simulate"}`.
 
-    Gives `{"failure", "content", "state"?, "traceback"?}`; the state is there only where the call
-    succeeded. Changes the working directory.
+    Gives `{"failure", "content", "state"?, "returned"?, "traceback"?}`; the state is there only where the call
+    succeeded, what it returned where that is more than text. Changes the working directory.
     """
     tool = app.tool(call["name"])
     if tool is None:
@@ -41,14 +42,15 @@ def perform(app: App, call: dict[str, Any]) -> dict[str, Any]:
     except (TypeError, ValueError) as error:
         return _failure("schema", str(error))
     try:
-        content = render(_run(prepared))
+        content, items = _rendered(_run(prepared), workspace)
         state = _state_after(tool, context, call["state"])
     except BaseException as error:
         return {
             **_failure("execution", describe_error(error)),
             "traceback": traceback.format_exc()[-MAX_TRACEBACK_CHARS:],
         }
-    return {"failure": "", "content": truncate(content, call["max_output_chars"]), "state": state}
+    reply = {"failure": "", "content": truncate(content, call["max_output_chars"]), "state": state}
+    return {**reply, "returned": items} if items else reply
 
 
 def warm_up() -> None:
@@ -118,6 +120,14 @@ def _run(prepared: Callable[[], Any]) -> Any:
         return await value
 
     return asyncio.run(wait())
+
+
+def _rendered(value: Any, workspace: Path) -> tuple[str, list[dict[str, str]]]:
+    """What the model reads of a returned value, and the images and files in it."""
+    if not holds_content(value):
+        return render(value), []
+    returned = take_apart(value, workspace)
+    return "\n".join(render(text) for text in returned.texts), returned.items
 
 
 def _state_after(tool: Tool, context: ToolContext, before: str) -> str:

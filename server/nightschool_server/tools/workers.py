@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, cast
 
 from nightschool_server.errors import FailedPreconditionError
+from nightschool_server.tools.returned import Contents, ReturnedFile, ReturnLimits, take_returned
 from nightschool_server.tools.state import ToolState
 from nightschool_server.tools.worker import ToolWorker
 
@@ -28,6 +29,7 @@ ToolFailure = Literal["", "schema", "execution", "timeout", "unknown_tool", "ref
 
 DEFAULT_TIMEOUT_S = 30.0
 DEFAULT_MAX_OUTPUT_CHARS = 16_000
+DEFAULT_RETURN_LIMITS = ReturnLimits()
 
 
 @dataclass(frozen=True)
@@ -45,14 +47,17 @@ class ToolOutcome:
     """Encoded images that the call gave back, by sha256, in their order; the model sees them."""
     simulated: bool = False
     """Whether a simulator answered in the tool's place."""
+    files: tuple[ReturnedFile, ...] = ()
+    """That the call gave back; the content has a line of each."""
 
 
 class ToolWorkers:
     """A pool of tool workers for one application. Make it with `start`, end it with `close`."""
 
-    def __init__(self, app_ref: str, num_workers: int, max_output_chars: int) -> None:
+    def __init__(self, app_ref: str, num_workers: int, max_output_chars: int, limits: ReturnLimits) -> None:
         self._app_ref = app_ref
         self._max_output_chars = max_output_chars
+        self._limits = limits
         self._workers = [_Seat(ToolWorker(app_ref)) for _ in range(num_workers)]
         # Last in, first out: a few callers keep to the few workers that are warm.
         self._idle: asyncio.LifoQueue[_Seat] = asyncio.LifoQueue()
@@ -60,11 +65,16 @@ class ToolWorkers:
 
     @classmethod
     async def start(
-        cls, app_ref: str, num_workers: int = 2, *, max_output_chars: int = DEFAULT_MAX_OUTPUT_CHARS
+        cls,
+        app_ref: str,
+        num_workers: int = 2,
+        *,
+        max_output_chars: int = DEFAULT_MAX_OUTPUT_CHARS,
+        limits: ReturnLimits = DEFAULT_RETURN_LIMITS,
     ) -> ToolWorkers:
         """Spawn the workers and import the application in each. Raises AppError where that fails."""
         assert num_workers >= 1
-        workers = cls(app_ref, num_workers, max_output_chars)
+        workers = cls(app_ref, num_workers, max_output_chars, limits)
         # All are waited for, so that none is still starting when the others are stopped.
         starts = (worker.process.start() for worker in workers._workers)
         failed = [error for error in await asyncio.gather(*starts, return_exceptions=True) if error is not None]
@@ -94,10 +104,10 @@ class ToolWorkers:
         started = time.perf_counter()
         try:
             self._check_open()
-            reply, after = await self._run(worker, call, state, timeout_s)
+            reply, after, contents = await self._run(worker, call, state, timeout_s)
         finally:
             self._idle.put_nowait(worker)
-        return _outcome(reply, after, time.perf_counter() - started)
+        return _outcome(reply, after, contents, time.perf_counter() - started)
 
     async def close(self) -> None:
         """End every worker, with whatever it runs, and wait until they are gone."""
@@ -118,7 +128,7 @@ class ToolWorkers:
 
     async def _run(
         self, worker: _Seat, call: dict[str, Any], state: ToolState, timeout_s: float
-    ) -> tuple[dict[str, Any], ToolState]:
+    ) -> tuple[dict[str, Any], ToolState, Contents]:
         workspace = state.workspace or worker.workspace(state)
         call |= {
             "state": state.data,
@@ -127,11 +137,27 @@ class ToolWorkers:
         }
         try:
             reply = await worker.process.call(call, timeout_s)
+            contents = _NOTHING
+            if returned := reply.get("returned"):
+                reply, contents = await self._taken(reply, returned, workspace, state.root)
         except BaseException:
             if state.workspace is None:
                 shutil.rmtree(workspace, ignore_errors=True)
             raise
-        return reply, worker.settle(workspace, state)
+        return reply, worker.settle(workspace, state), contents
+
+    async def _taken(
+        self, reply: dict[str, Any], returned: list[dict[str, str]], workspace: Path, root: Path
+    ) -> tuple[dict[str, Any], Contents]:
+        """The images and files that a call gave back, and what the model reads of them."""
+        try:
+            contents = await asyncio.to_thread(take_returned, returned, workspace, root, self._limits)
+        except (ValueError, OSError) as fault:
+            return {"failure": "execution", "content": f"error: {fault}"}, _NOTHING
+        return {**reply, "content": contents.describe(reply["content"])}, contents
+
+
+_NOTHING = Contents()
 
 
 @dataclass
@@ -170,13 +196,21 @@ class _Seat:
             shutil.rmtree(self.spare, ignore_errors=True)
 
 
-def _outcome(reply: dict[str, Any], state: ToolState, duration_s: float) -> ToolOutcome:
+def _outcome(reply: dict[str, Any], state: ToolState, contents: Contents, duration_s: float) -> ToolOutcome:
     failure = cast(ToolFailure, reply["failure"])
     if trace := reply.get("traceback"):
         logger.debug("tool=failed traceback=%r", trace)
     if "state" in reply:
         state = replace(state, data=_unicode(reply["state"]))
-    return ToolOutcome(_unicode(reply["content"]), bool(failure), failure, state, duration_s)
+    return ToolOutcome(
+        _unicode(reply["content"]),
+        bool(failure),
+        failure,
+        state,
+        duration_s,
+        contents.images,
+        files=contents.files,
+    )
 
 
 def _unicode(text: str) -> str:
