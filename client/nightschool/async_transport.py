@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any, Generic, cast
 
 import grpc.aio
@@ -55,6 +55,13 @@ class AsyncTransport:
         await responses.send(request)
         return responses
 
+    async def upload(self, envelope: Envelope[Req, Res], requests: Iterator[Req]) -> Res:
+        method = envelope.method
+        call: grpc.aio.StreamUnaryMultiCallable[Req, Res] = self._channel().stream_unary(
+            method.path, method.request.SerializeToString, method.response.FromString
+        )
+        return await call(_aside(requests), timeout=envelope.timeout_s, metadata=envelope.metadata)
+
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
@@ -68,6 +75,12 @@ class AsyncTransport:
     async def close(self) -> None:
         if self._opened is not None:
             await self._opened.close()
+
+
+async def _aside(requests: Iterator[Req]) -> AsyncIterator[Req]:
+    """The requests, each made in a thread: reading a file must not hold up the loop."""
+    while (request := await asyncio.to_thread(next, requests, None)) is not None:
+        yield request
 
 
 class _Responses(Generic[Req, Res]):

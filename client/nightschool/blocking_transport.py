@@ -55,6 +55,13 @@ class BlockingTransport:
         requests.put(request)
         return _Responses(call(iter(requests), timeout=envelope.timeout_s, metadata=envelope.metadata), requests)
 
+    async def upload(self, envelope: Envelope[Req, Res], requests: Iterator[Req]) -> Res:
+        method = envelope.method
+        call: grpc.StreamUnaryMultiCallable[Req, Res] = self._channel.stream_unary(
+            method.path, method.request.SerializeToString, method.response.FromString
+        )
+        return call(requests, timeout=envelope.timeout_s, metadata=envelope.metadata)
+
     async def sleep(self, seconds: float) -> None:
         # Closing the client ends the wait; the next attempt then fails on the closed channel.
         self._closed.wait(seconds)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from typing import Any, Generic, TypeVar, cast
 
 import grpc
@@ -31,6 +31,16 @@ class Caller:
 
         async def attempt(remaining_s: float) -> Res:
             return await self.transport.unary(Envelope(method, remaining_s, self._metadata), request)
+
+        return await self._retrying(method, timeout_s, attempt)
+
+    async def upload(
+        self, method: Method[Req, Res], requests: Callable[[], Iterator[Req]], timeout_s: float | None = None
+    ) -> Res:
+        """A stream of requests, one response; every attempt asks for `requests` anew."""
+
+        async def attempt(remaining_s: float) -> Res:
+            return await self.transport.upload(Envelope(method, remaining_s, self._metadata), requests())
 
         return await self._retrying(method, timeout_s, attempt)
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from types import TracebackType
 from typing import Unpack
 
@@ -17,9 +18,10 @@ from nightschool.blocking import blocking
 from nightschool.blocking_transport import BlockingTransport
 from nightschool.caller import Caller
 from nightschool.config import DEFAULT_TIMEOUT_S, Settings, Tls, resolve
-from nightschool.content import Model, Reply
+from nightschool.content import File, Model, Reply
 from nightschool.convert import from_proto
 from nightschool.errors import InvalidRequestError
+from nightschool.files import FileLike, download, local_file, local_files, upload
 from nightschool.messages import MessagesLike
 from nightschool.methods import GENERATE, LIST_MODELS, RECORD_FEEDBACK
 from nightschool.options import GenerateOptions, TaskOptions, generate_request, new_request_id, task_request
@@ -86,11 +88,28 @@ class AsyncClient:
         """Let the server's agent do a task: iterate over its events, or take `.result()`.
 
         `tools` run at this client, beside the application's own at the server: type-hinted Python functions or
-        `Tool`s. Other options (see `options.TaskOptions`): images, max_tokens (of one step), temperature, top_p, top_k,
-        seed, stop, max_steps, adapter, session_id, request_id, learning, timeout_s.
+        `Tool`s. `files` (paths, or `File`s) lie in the task's workspace when it begins. Other options (see
+        `options.TaskOptions`): images, max_tokens (of one step), temperature, top_p, top_k, seed, stop, max_steps,
+        adapter, session_id, request_id, learning, timeout_s.
         """
         tools = tools_of(options.get("tools", ()))
-        return AsyncTaskRun(self._caller, task_request(task, options, tools), tools, options.get("timeout_s"))
+        files = local_files(options.get("files", ()))
+        request = task_request(task, options, tools)
+        return AsyncTaskRun(self._caller, request, tools=tools, files=files, timeout_s=options.get("timeout_s"))
+
+    async def upload(self, file: FileLike, *, timeout_s: float | None = None) -> File:
+        """Send a file in chunks, once for many tasks: what is returned goes into `files` of `run_task`.
+
+        The server keeps it for `agent.keep_uploads_s`, a day, or as long as a logged request names it.
+        """
+        return await upload(self._caller, local_file(file), timeout_s)
+
+    async def download(self, file: File | str, to: str | os.PathLike[str], *, timeout_s: float | None = None) -> Path:
+        """Fetch a file that a task gave back, or any blob that this token has sent, by its sha256.
+
+        `to` is a path, or a folder for one under the file's own name; the file is there whole or not at all.
+        """
+        return await download(self._caller, file, Path(to), timeout_s)
 
     async def feedback(
         self,
@@ -169,6 +188,8 @@ class Client:
 
     generate = blocking(AsyncClient.generate)
     feedback = blocking(AsyncClient.feedback)
+    upload = blocking(AsyncClient.upload)
+    download = blocking(AsyncClient.download)
     models = blocking(AsyncClient.models)
     close = blocking(AsyncClient.close)
 

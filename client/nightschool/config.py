@@ -47,9 +47,16 @@ def home_folder(home: str | os.PathLike[str] | None = None) -> Path:
     return Path(home or os.environ.get(HOME_VARIABLE) or "~/.nightschool").expanduser()
 
 
-def environment_of(home: str | os.PathLike[str] | None) -> dict[str, str]:
-    """The environment for a server or learner that this process becomes; `home` goes along."""
-    return {**os.environ, **({HOME_VARIABLE: str(home_folder(home))} if home else {})}
+def environment_of(
+    home: str | os.PathLike[str] | None, address: str | None = None, token: str | None = None
+) -> dict[str, str]:
+    """The environment for a server or learner that this process becomes; what is given goes along."""
+    given = {
+        HOME_VARIABLE: str(home_folder(home)) if home else None,
+        ADDRESS_VARIABLE: address,
+        TOKEN_VARIABLE: token,
+    }
+    return {**os.environ, **{name: value for name, value in given.items() if value}}
 
 
 def resolve(

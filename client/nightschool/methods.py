@@ -35,6 +35,8 @@ GENERATE = Method(f"{_AGENT}/Generate", agent_pb2.GenerateRequest, agent_pb2.Gen
 STREAM_GENERATE = Method(f"{_AGENT}/StreamGenerate", agent_pb2.GenerateRequest, agent_pb2.StreamGenerateResponse)
 RUN_TASK = Method(f"{_AGENT}/RunTask", agent_pb2.RunTaskRequest, agent_pb2.RunTaskResponse)
 RECORD_FEEDBACK = Method(f"{_AGENT}/RecordFeedback", agent_pb2.RecordFeedbackRequest, agent_pb2.RecordFeedbackResponse)
+UPLOAD_BLOB = Method(f"{_AGENT}/UploadBlob", agent_pb2.UploadBlobRequest, agent_pb2.UploadBlobResponse)
+DOWNLOAD_BLOB = Method(f"{_AGENT}/DownloadBlob", agent_pb2.DownloadBlobRequest, agent_pb2.DownloadBlobResponse)
 LIST_MODELS = Method(f"{_AGENT}/ListModels", agent_pb2.ListModelsRequest, agent_pb2.ListModelsResponse)
 
 GET_STATUS = Method(f"{_ADMIN}/GetStatus", admin_pb2.GetStatusRequest, admin_pb2.GetStatusResponse)

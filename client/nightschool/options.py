@@ -15,6 +15,7 @@ from nightschool_proto.v1 import agent_pb2, content_pb2
 
 from nightschool.content import LearningPolicy, Priority, ToolChoice
 from nightschool.errors import InvalidRequestError
+from nightschool.files import FileLike
 from nightschool.messages import ImageLike, MessagesLike, messages_of
 from nightschool.tools import Tool, ToolLike, tools_of
 
@@ -84,6 +85,8 @@ class TaskOptions(CallOptions, total=False):
     """Options of `run_task`."""
 
     max_steps: int | None
+    files: Iterable[FileLike]
+    """Put into the task's workspace: paths, or `File`s. Large ones are uploaded by themselves."""
 
 
 def new_request_id() -> str:

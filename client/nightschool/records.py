@@ -20,10 +20,14 @@ __all__ = [
     "Evaluation",
     "Event",
     "FamilyResult",
+    "GateRule",
+    "Interval",
     "LearnerStatus",
     "LogStatus",
     "Pair",
     "RouteChange",
+    "SampledResult",
+    "Spread",
     "Stage",
     "StageState",
     "Status",
@@ -139,6 +143,64 @@ class FamilyResult:
     n: int
     incumbent_success: float
     candidate_success: float
+    num_gained: int
+    num_lost: int
+    p_value: float
+    """Exact McNemar, two-sided."""
+    non_inferiority_p: float
+    """That it is worse by no more than the margin, one-sided."""
+    provable: bool
+    """Whether so few tasks could prove that at all."""
+
+
+@dataclass(frozen=True)
+class GateRule:
+    """One rule of the gate."""
+
+    name: str
+    held: bool
+    value: float
+    threshold: float
+    text: str
+    decides: bool
+    """Whether the candidate fails with it; the others are only reported."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A two-sided interval at a confidence level."""
+
+    low: float
+    high: float
+    level: float
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One adapter on the sampled tasks."""
+
+    pass_at: tuple[float, ...]
+    """pass@k for k = 1, ..., n."""
+    distinct_answers: float
+    """Different final answers of a task over its draws, mean over tasks."""
+    distinct_actions: float
+    """Different first steps of a task over its draws, mean over tasks."""
+
+
+@dataclass(frozen=True)
+class SampledResult:
+    """Several sampled answers a task, both adapters from the same seeds."""
+
+    num_tasks: int
+    num_draws: int
+    temperature: float
+    incumbent: Spread | None
+    candidate: Spread | None
+    pass_at_1: Interval | None
+    """Of the difference, candidate minus incumbent; whole tasks are resampled."""
+    pass_at_n: Interval | None
+    reading: str
+    """learned, sharpened, narrowed, worse or unclear."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +226,15 @@ class Evaluation:
     passed: bool
     reasons: tuple[str, ...]
     families: tuple[FamilyResult, ...]
+    set_digest: str
+    set_version: int
+    """Of the application's held-out set; 1 is the first that was used, 0 unknown."""
+    detectable: float
+    """The true difference that n tasks find in 8 of 10 runs at p 0.05."""
+    rules: tuple[GateRule, ...]
+    sampled: SampledResult | None
+    notes: tuple[str, ...]
+    thresholds_json: str
 
 
 @dataclass(frozen=True)

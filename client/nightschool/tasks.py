@@ -27,6 +27,7 @@ from nightschool.content import (
 )
 from nightschool.convert import enum_member, from_proto, message_of
 from nightschool.errors import InternalError, StreamClosedError
+from nightschool.files import LocalFile, file_protos
 from nightschool.messages import tool_result_proto
 from nightschool.methods import RUN_TASK
 from nightschool.tools import Tool, run_tool
@@ -41,10 +42,17 @@ class AsyncTaskRun:
     """
 
     def __init__(
-        self, caller: Caller, request: agent_pb2.RunTaskRequest, tools: Sequence[Tool], timeout_s: float | None
+        self,
+        caller: Caller,
+        request: agent_pb2.RunTaskRequest,
+        *,
+        tools: Sequence[Tool],
+        files: Sequence[LocalFile],
+        timeout_s: float | None,
     ) -> None:
         self._caller = caller
         self._request = request
+        self._files = files
         self._tools = {tool.name: tool for tool in tools}
         self._timeout_s = timeout_s
         self._responses: TaskResponses | None = None
@@ -82,6 +90,7 @@ class AsyncTaskRun:
             raise StreamClosedError("the run was read or closed before: a run can be read once")
         self._is_read = True
         try:
+            self._request.start.files.extend(await file_protos(self._caller, self._files, self._timeout_s))
             self._responses = await self._caller.stream(RUN_TASK, self._request, self._timeout_s, duplex=True)
             while (response := await self._responses.next()) is not None:
                 if response.WhichOneof("event") == "tool_request":

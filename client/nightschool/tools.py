@@ -19,8 +19,9 @@ from typing import Any, Literal, TypeAlias, Union
 
 from nightschool_proto.v1 import content_pb2
 
-from nightschool.content import ToolCall, ToolResult
+from nightschool.content import Image, ToolCall, ToolResult
 from nightschool.errors import ToolError
+from nightschool.messages import Savable, image_of
 from nightschool.transport import Transport
 
 _SCALARS: dict[Any, str] = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
@@ -75,11 +76,24 @@ async def run_tool(tools: Mapping[str, Tool], call: ToolCall, transport: Transpo
     try:
         if tool is None or tool.function is None:
             raise ToolError(f"this client has no tool {call.name!r} that it can run")
-        returned = await transport.run_tool(tool.function, call.arguments)
-        content = returned if isinstance(returned, str) else json.dumps(returned, ensure_ascii=False, default=str)
+        content, images = _taken_apart(await transport.run_tool(tool.function, call.arguments))
     except Exception as error:
         return ToolResult(call.id, call.name, f"{type(error).__name__}: {error}", is_error=True)
-    return ToolResult(call.id, call.name, content)
+    return ToolResult(call.id, call.name, content, images=images)
+
+
+def _taken_apart(returned: Any) -> tuple[str, tuple[Image, ...]]:
+    """What the model reads of a returned value, and the images in it: alone, or in a list or tuple."""
+    parts = returned if isinstance(returned, (list, tuple)) else [returned]
+    images = tuple(image_of(part) for part in parts if isinstance(part, (Image, Savable)))
+    if not images:
+        return _text_of(returned), ()
+    texts = [_text_of(part) for part in parts if not isinstance(part, (Image, Savable))]
+    return "\n".join(texts) or ("1 image" if len(images) == 1 else f"{len(images)} images"), images
+
+
+def _text_of(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _parameters(function: Callable[..., Any], name: str, descriptions: Mapping[str, str]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ Transports raise `grpc.RpcError`; `caller.py` turns it into this package's error
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol
 
@@ -57,6 +57,10 @@ class Transport(Protocol):
 
     async def duplex(self, envelope: Envelope[Req, Res], request: Req) -> Exchange[Req, Res]:
         """Streams both ways, `request` first."""
+        ...
+
+    async def upload(self, envelope: Envelope[Req, Res], requests: Iterator[Req]) -> Res:
+        """A stream of requests, taken as they can be sent; one response."""
         ...
 
     async def sleep(self, seconds: float) -> None:

@@ -26,7 +26,7 @@ from nightschool_learner.errors import EndpointError
 from nightschool_learner.prompts import CandidateView
 from nightschool_learner.roles import Model, open_role
 from nightschool_learner.rubrics import RUBRICS, clipped, letters_of
-from nightschool_learner.sampling import AnswerSampler, derive_seed
+from nightschool_learner.sampling import AnswerSampler, derive_seed, patiently
 from nightschool_learner.stages import Cycle
 from nightschool_learner.verdict_cache import Answer, Spent, VerdictCache, key_of
 from nightschool_learner.verdicts import best_of, json_format, read_json, read_odds
@@ -220,7 +220,12 @@ def balanced_orders(num: int, num_orders: int, content: str) -> list[tuple[int, 
 async def open_critic(cycle: Cycle, sampler: AnswerSampler) -> AsyncIterator[Critic]:
     """The critic that the cycle's configuration names, for as long as the block runs."""
     config = cycle.config.critic
-    async with open_role(cycle, "critic", config, sampler) as model:
+    async with open_role(cycle, "critic", config, sampler) as found:
+        model = found
+        if model.is_served:
+            # Other weights under the same name are another critic, whose answers nobody has heard yet.
+            status = await patiently(cycle, cycle.client.admin.status)
+            model = replace(model, name=f"{model.name}@{status.base_model_digest}")
         cache = VerdictCache(cycle.store, cycle.id)
         critic: Critic = Judge(model, config, cache, cache.spent())
         if cycle.config.fault_injection.invert_critic:

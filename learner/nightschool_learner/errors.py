@@ -5,6 +5,7 @@ LearnerError
 ├── CycleCancelledError    the cycle ends `cancelled`: an operator asked for it
 ├── StageFailedError       the cycle ends `failed`: a stage cannot go on, and trying again would not help
 ├── EndpointError          one call to an endpoint failed after its retries: its unit goes without an answer
+├── BenchmarkError         a benchmark's data, or what is asked of a run, is not as it must be: the user's mistake
 └── ServerGoneError        the server refused or vanished for longer than the learner waits
 
 Any other exception out of a stage also ends the cycle as `failed`; its traceback goes to the log.
@@ -31,6 +32,10 @@ class StageFailedError(LearnerError):
 
 class EndpointError(LearnerError):
     """A call to an endpoint failed after its retries: the message names role, model and the last failure."""
+
+
+class BenchmarkError(LearnerError):
+    """A benchmark cannot be run as asked: the message names file, value, rule and remedy."""
 
 
 class ServerGoneError(LearnerError):

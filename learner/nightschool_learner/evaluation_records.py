@@ -1,7 +1,7 @@
-"""The rows of evaluation: one result for each held-out task on each adapter, one evaluation for each decision.
+"""The rows of the gate's decisions: one for each evaluation, with its numbers, its rules and its thresholds.
 
-Owns their SQL. A result belongs to (set, adapter, task), not to a cycle: adapters never change, decoding is
-greedy, so what one cycle measured the next one reuses.
+Owns their SQL. Everything that a page about the decision shows is in one `EvaluationRow`; the single answers behind
+it are `evaluation_results.py`.
 """
 
 from __future__ import annotations
@@ -9,62 +9,21 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter
+
+from nightschool_learner.diversity import Sampled
+from nightschool_learner.gate import Rule
 
 if TYPE_CHECKING:
     from nightschool_server.store.store import Store
 
 
 @dataclass(frozen=True)
-class TaskResult:
-    """One held-out task on one adapter."""
-
-    task_id: str
-    family: str
-    success: bool
-    answer: str
-    outcome: str
-    """How the episode ended: `answered`, or the limit or fault that ended it."""
-    num_steps: int
-    num_tool_errors: int
-    completion_tokens: int
-    num_simulated: int = 0
-    """Observations that a simulator gave in the place of an external tool."""
-
-
-_COLUMNS = ", ".join(TaskResult.__dataclass_fields__)
-
-
-def results_of(store: Store, set_digest: str, adapter: str) -> dict[str, TaskResult]:
-    """What is known of an adapter on a set, by task id."""
-    rows = store.query(
-        f"SELECT {_COLUMNS} FROM evaluation_results WHERE set_digest = ? AND adapter = ? ORDER BY task_id",
-        (set_digest, adapter),
-    )
-    return {row["task_id"]: _result(row) for row in rows}
-
-
-def insert_results(store: Store, set_digest: str, cycle_id: str, results: Sequence[tuple[str, TaskResult]]) -> None:
-    """Write (adapter, result) pairs in one transaction; one that is there already stays."""
-    now = time.time()
-    with store.transaction() as db:
-        db.executemany(
-            f"INSERT OR IGNORE INTO evaluation_results (set_digest, adapter, cycle_id, created_at, {_COLUMNS}) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            [
-                (
-                    set_digest, adapter, cycle_id, now, r.task_id, r.family, int(r.success), r.answer, r.outcome,
-                    r.num_steps, r.num_tool_errors, r.completion_tokens, r.num_simulated,
-                )
-                for adapter, r in results
-            ],
-        )  # fmt: skip
-
-
-@dataclass(frozen=True)
 class EvaluationRow:
-    """A row of `evaluations`: a decision of the gate with its numbers."""
+    """A row of `evaluations`: a decision of the gate with all that it rests on."""
 
     id: str
     cycle_id: str
@@ -83,35 +42,55 @@ class EvaluationRow:
     passed: bool
     reasons: tuple[str, ...]
     families: Sequence[Mapping[str, Any]]
-    """`{"family", "n", "incumbent_success", "candidate_success"}` each."""
+    """A `comparison.Family` each."""
+    set_version: int
+    """Of the application's held-out set; 1 is the first that was used."""
+    protocol: str
+    """Digest of what else the results depend on; see `evaluation_sets.protocol_of`."""
+    detectable: float
+    """The true difference that n tasks find in 8 of 10 runs at p 0.05."""
+    rules: tuple[Rule, ...]
+    sampled: Sampled | None
+    """pass@1, pass@n and diversity; None where nothing was sampled."""
+    notes: tuple[str, ...]
+    """What a reader must know beside the numbers, e.g. that the set changed since the last evaluation."""
+    thresholds: Mapping[str, Any]
+    """The settings of `learner.gate` and of `learner.evaluate` that were in force."""
+
+
+_JSON = {"reasons", "families", "rules", "sampled", "notes", "thresholds"}
+_COLUMNS = tuple(EvaluationRow.__dataclass_fields__)
+_ROW = TypeAdapter(EvaluationRow)
 
 
 def evaluation_of(store: Store, cycle_id: str) -> EvaluationRow | None:
     """The cycle's evaluation, once the gate has decided."""
-    rows = store.query("SELECT * FROM evaluations WHERE cycle_id = ?", (cycle_id,))
-    if not rows:
+    row = store.one(f"SELECT {', '.join(_COLUMNS)} FROM evaluations WHERE cycle_id = ?", (cycle_id,))
+    if row is None:
         return None
-    values = {key: rows[0][key] for key in EvaluationRow.__dataclass_fields__}
-    values["passed"] = bool(values["passed"])
-    values["reasons"] = tuple(json.loads(values["reasons"]))
-    values["families"] = json.loads(values["families"])
-    return EvaluationRow(**values)
+    values = {key: json.loads(value) if key in _JSON else value for key, value in row.items()}
+    return _ROW.validate_python(values)
 
 
 def insert_evaluation(store: Store, row: EvaluationRow) -> None:
     """Write the decision, once: the id derives from the cycle."""
-    values = {key: getattr(row, key) for key in EvaluationRow.__dataclass_fields__}
-    values |= {
-        "passed": int(row.passed),
-        "reasons": json.dumps(list(row.reasons), ensure_ascii=False),
-        "families": json.dumps([dict(family) for family in row.families], ensure_ascii=False),
-        "created_at": time.time(),
-    }
+    values = {key: _cell(key, getattr(row, key)) for key in _COLUMNS} | {"created_at": time.time()}
     marks = ", ".join("?" for _ in values)
     with store.transaction() as db:
         db.execute(f"INSERT OR IGNORE INTO evaluations ({', '.join(values)}) VALUES ({marks})", tuple(values.values()))
 
 
-def _result(row: Mapping[str, Any]) -> TaskResult:
-    values = {key: row[key] for key in TaskResult.__dataclass_fields__}
-    return TaskResult(**values | {"success": bool(row["success"])})
+def _cell(key: str, value: Any) -> Any:
+    if key in _JSON:
+        return json.dumps(_plain(value), ensure_ascii=False)
+    return int(value) if isinstance(value, bool) else value
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    return value

@@ -16,8 +16,9 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from nightschool_server.agent.episode import Episode, Limits
+from nightschool_server.agent.episode import Episode
 from nightschool_server.agent.formats import action_format
+from nightschool_server.agent.limits import call_limits, episode_limits
 from nightschool_server.agent.loop import run_episode
 from nightschool_server.agent.toolbox import open_tools
 from nightschool_server.chat import ToolSpec, system, user
@@ -67,7 +68,8 @@ class ExploreStage:
         workspaces = cycle.folder / "workspaces"
         shutil.rmtree(workspaces, ignore_errors=True)
         num_workers = cycle.config.explore.num_tool_workers
-        opening = open_tools(cycle.app, cycle.app_ref, num_workers=num_workers, purpose="practice")
+        limits = call_limits(cycle.agent)
+        opening = open_tools(cycle.app, cycle.app_ref, num_workers=num_workers, limits=limits, purpose="practice")
         sampler = self.make_sampler(cycle)
         async with (
             Writer(cycle.store) as writer,
@@ -139,12 +141,12 @@ def first_episode(cycle: Cycle, task: TaskRow, root: Path, tools: Sequence[ToolS
     """The episode in which a task begins, as a live one would."""
     app, config = cycle.app, cycle.config.explore
     head = (system(app.system_prompt),) if app.system_prompt else ()
-    limits = Limits(
+    limits = episode_limits(
+        cycle.agent,
         max_steps=config.max_steps or app.max_steps,
         max_step_tokens=config.max_tokens,
         max_tokens=config.max_tokens * (config.max_steps or app.max_steps),
         max_time_s=NO_TIME_LIMIT_S,
-        max_malformed_steps=cycle.agent.max_malformed_steps,
     )
     messages = action_format(cycle.agent).begin((*head, user(task.prompt, task.images)), tools)
     return Episode(messages, ToolState.initial(app, root), limits)

@@ -1,68 +1,23 @@
-"""The gate: whether a candidate may replace the incumbent, as a pure function of paired results.
+"""The gate: whether a candidate may replace the incumbent, as a pure function of measured numbers.
 
-A candidate passes when every rule holds. Each rule is one line with its number and its threshold, held or
-not, so that the record says why. Paired on the tasks that both answered (METHOD.md: SPORT's gain on GTA is too
-small to be sure of unpaired). Vetoes catch what success alone hides: tools called wrongly, answers that never
-come, length. Owns no rows and no I/O.
+A candidate passes when every rule that decides holds. Each rule is one line with its number and its threshold, held
+or not, so that the record says why. Paired on the tasks that both answered (METHOD.md: SPORT's gain on GTA is too
+small to be sure of unpaired). Vetoes catch what success alone hides: broken formats, tools called wrongly, answers
+that never come, refusals, unsafe actions, length, lost diversity. Owns no rows and no I/O.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nightschool_server.config.training import GateConfig
 
-from nightschool_learner.evaluation_records import TaskResult
-from nightschool_learner.statistics import Interval, mcnemar_p, minimum_detectable_difference, paired_bootstrap
-
-ANSWERED = "answered"
-"""The outcome of a task that ended with a final answer."""
+from nightschool_learner.comparison import Comparison, Family
+from nightschool_learner.diversity import Sampled
 
 EPSILON = 1e-9
 """A rate that equals its bound counts as equal, whatever its last bit."""
-
-
-@dataclass(frozen=True)
-class Family:
-    """One family of tasks on both adapters."""
-
-    family: str
-    n: int
-    incumbent_success: float
-    candidate_success: float
-    p_value: float
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The numbers of a candidate against an incumbent on the same tasks."""
-
-    n: int
-    incumbent_success: float
-    candidate_success: float
-    interval: Interval
-    """Of the difference of success, candidate minus incumbent."""
-    num_gained: int
-    num_lost: int
-    p_value: float
-    """Exact McNemar, two-sided."""
-    detectable: float
-    """The true difference that n tasks find in 8 of 10 runs at p 0.05, at the observed share of differing tasks."""
-    families: tuple[Family, ...]
-    incumbent_errors: float
-    """Tool errors per step."""
-    candidate_errors: float
-    incumbent_unanswered: float
-    """Share of tasks without a final answer."""
-    candidate_unanswered: float
-    length_ratio: float
-    """Completion tokens per step, candidate over incumbent."""
-
-    @property
-    def difference(self) -> float:
-        """Of success, candidate minus incumbent."""
-        return self.candidate_success - self.incumbent_success
 
 
 @dataclass(frozen=True)
@@ -71,10 +26,23 @@ class Rule:
 
     name: str
     held: bool
+    value: float
+    threshold: float
     text: str
+    decides: bool = True
+    """Whether the candidate fails with it; the others are only reported."""
 
     def __str__(self) -> str:
-        return f"{'held' if self.held else 'FAILED'}: {self.name}: {self.text}"
+        status = "held" if self.held else "FAILED" if self.decides else "noted"
+        return f"{status}: {self.name}: {self.text}"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything that was measured of a candidate."""
+
+    numbers: Comparison
+    sampled: Sampled | None = None
 
 
 @dataclass(frozen=True)
@@ -83,156 +51,148 @@ class Decision:
 
     passed: bool
     rules: tuple[Rule, ...]
-    numbers: Comparison
+    evidence: Evidence
+
+    @property
+    def numbers(self) -> Comparison:
+        return self.evidence.numbers
 
     @property
     def reasons(self) -> tuple[str, ...]:
         """Every rule as a line, those that failed first."""
-        return tuple(str(rule) for rule in sorted(self.rules, key=lambda rule: rule.held))
+        return tuple(str(rule) for rule in sorted(self.rules, key=lambda rule: rule.held or not rule.decides))
 
 
-def compare(incumbent: Sequence[TaskResult], candidate: Sequence[TaskResult], *, level: float, seed: int) -> Comparison:
-    """Pair the results by task id; tasks that only one of the two answered are left out.
-
-    Raises ValueError where no task pairs.
-    """
-    by_id = {result.task_id: result for result in incumbent}
-    pairs = [(by_id[result.task_id], result) for result in candidate if result.task_id in by_id]
-    if not pairs:
-        raise ValueError("no held-out task was answered by both the candidate and the incumbent")
-    before = [float(old.success) for old, _ in pairs]
-    after = [float(new.success) for _, new in pairs]
-    gained, lost = _changes(pairs)
-    olds, news = [old for old, _ in pairs], [new for _, new in pairs]
-    return Comparison(
-        n=len(pairs),
-        incumbent_success=sum(before) / len(pairs),
-        candidate_success=sum(after) / len(pairs),
-        interval=paired_bootstrap(before, after, seed=seed, level=level),
-        num_gained=gained,
-        num_lost=lost,
-        p_value=mcnemar_p(gained, lost),
-        detectable=minimum_detectable_difference(len(pairs), max(1, gained + lost) / len(pairs)),
-        families=_families(pairs),
-        incumbent_errors=_errors_per_step(olds),
-        candidate_errors=_errors_per_step(news),
-        incumbent_unanswered=_unanswered(olds),
-        candidate_unanswered=_unanswered(news),
-        length_ratio=_tokens_per_step(news) / max(_tokens_per_step(olds), 1e-9),
-    )
+def decide(evidence: Evidence, limits: GateConfig) -> Decision:
+    """Hold what was measured against every rule."""
+    numbers = evidence.numbers
+    rules = (*_better(numbers, limits), *_families(numbers.families, limits), *_vetoes(numbers, limits))
+    if evidence.sampled is not None:
+        rules = (*rules, _diversity(evidence.sampled, limits))
+    return Decision(all(rule.held for rule in rules if rule.decides), rules, evidence)
 
 
-def decide(numbers: Comparison, limits: GateConfig) -> Decision:
-    """Hold the comparison against every rule."""
+def _better(numbers: Comparison, limits: GateConfig) -> tuple[Rule, ...]:
+    """That it is better, and not by chance."""
     low, p = numbers.interval.low, numbers.p_value
-    errors = numbers.candidate_errors - numbers.incumbent_errors
-    unanswered = numbers.candidate_unanswered - numbers.incumbent_unanswered
-    rules = (
-        Rule("tasks", numbers.n >= limits.min_n, f"{numbers.n} paired tasks, at least {limits.min_n} needed"),
+    return (
+        Rule(
+            "tasks",
+            numbers.n >= limits.min_n,
+            numbers.n,
+            limits.min_n,
+            f"{numbers.n} paired tasks, at least {limits.min_n} needed; they find differences of "
+            f"{numbers.detectable * 100:.1f} points in 8 of 10 runs",
+        ),
         Rule(
             "difference",
             numbers.difference > limits.min_difference + EPSILON,
+            numbers.difference,
+            limits.min_difference,
             f"success {numbers.incumbent_success:.1%} -> {numbers.candidate_success:.1%}, "
             f"{numbers.difference * 100:+.1f} points, more than {limits.min_difference * 100:+.1f} needed",
         ),
         Rule(
             "significance",
             p <= limits.max_p and numbers.num_gained > numbers.num_lost,
+            p,
+            limits.max_p,
             f"McNemar p {p:.2g} with {numbers.num_gained} tasks gained and {numbers.num_lost} lost, "
             f"at most {limits.max_p:g} and more gained than lost needed",
         ),
         Rule(
             "interval",
             low > limits.min_interval_low + EPSILON,
+            low,
+            limits.min_interval_low,
             f"{numbers.interval.level:.0%} interval of the difference {low * 100:+.1f} to "
             f"{numbers.interval.high * 100:+.1f} points, lower end above {limits.min_interval_low * 100:+.1f} needed",
         ),
-        _family_rule(numbers.families, limits),
-        Rule(
-            "tool errors",
-            errors <= limits.max_tool_error_rise + EPSILON,
-            f"{numbers.incumbent_errors:.1%} -> {numbers.candidate_errors:.1%} of steps, "
-            f"a rise of at most {limits.max_tool_error_rise * 100:.1f} points allowed",
-        ),
-        Rule(
-            "unanswered",
-            unanswered <= limits.max_unanswered_rise + EPSILON,
-            f"{numbers.incumbent_unanswered:.1%} -> {numbers.candidate_unanswered:.1%} of tasks, "
-            f"a rise of at most {limits.max_unanswered_rise * 100:.1f} points allowed",
-        ),
-        Rule(
-            "length",
-            numbers.length_ratio <= limits.max_length_ratio,
-            f"{numbers.length_ratio:.2f} times the incumbent's tokens per step, "
-            f"at most {limits.max_length_ratio:g} allowed",
-        ),
     )
-    return Decision(all(rule.held for rule in rules), rules, numbers)
 
 
-def _family_rule(families: Sequence[Family], limits: GateConfig) -> Rule:
-    """No family falls by more than the bound, nor by any amount that is significant by itself."""
+def _families(families: Sequence[Family], limits: GateConfig) -> tuple[Rule, ...]:
+    """No family falls by more than the bound, nor significantly; and where required, each is proven no worse."""
+    return _no_fall(families, limits), _no_worse(families, limits)
+
+
+def _no_fall(families: Sequence[Family], limits: GateConfig) -> Rule:
     fallen = [
         family
         for family in families
         if (fall := family.incumbent_success - family.candidate_success) > limits.max_family_fall + EPSILON
         or (fall > 0 and family.p_value <= limits.max_family_p)
     ]
-    shown = fallen or sorted(families, key=lambda f: f.candidate_success - f.incumbent_success)[:1]
+    worst = min(families, key=lambda f: f.candidate_success - f.incumbent_success)
     text = ", ".join(
-        f"{f.family} {f.incumbent_success:.1%} -> {f.candidate_success:.1%} (n {f.n}, p {f.p_value:.2g})" for f in shown
+        f"{f.family} {f.incumbent_success:.1%} -> {f.candidate_success:.1%} (n {f.n}, p {f.p_value:.2g})"
+        for f in fallen or [worst]
     )
     rule = (
         f"a fall of at most {limits.max_family_fall * 100:.1f} points, "
         f"and none with p <= {limits.max_family_p:g}, allowed"
     )
-    return Rule("families", not fallen, f"{'fell' if fallen else 'worst'}: {text}; {rule}")
+    fall = worst.incumbent_success - worst.candidate_success
+    text = f"{'fell' if fallen else 'worst'}: {text}; {rule}"
+    return Rule("families", not fallen, fall, limits.max_family_fall, text)
 
 
-def _families(pairs: Sequence[tuple[TaskResult, TaskResult]]) -> tuple[Family, ...]:
-    groups: dict[str, list[tuple[TaskResult, TaskResult]]] = {}
-    for pair in pairs:
-        groups.setdefault(pair[1].family, []).append(pair)
-    return tuple(_family(name, groups[name]) for name in sorted(groups))
-
-
-def _family(name: str, pairs: Sequence[tuple[TaskResult, TaskResult]]) -> Family:
-    return Family(
-        name,
-        len(pairs),
-        sum(old.success for old, _ in pairs) / len(pairs),
-        sum(new.success for _, new in pairs) / len(pairs),
-        mcnemar_p(*_changes(pairs)),
+def _no_worse(families: Sequence[Family], limits: GateConfig) -> Rule:
+    judged = [family for family in families if family.provable]
+    unproven = [family for family in judged if family.non_inferiority_p > limits.max_non_inferiority_p]
+    worst = max(judged, key=lambda f: f.non_inferiority_p, default=None)
+    said = [f"{len(judged) - len(unproven)} of {len(judged)} families proven no worse by"]
+    said.append(f"{limits.non_inferiority_margin * 100:.0f} points (p <= {limits.max_non_inferiority_p:g} each)")
+    if unproven:
+        said.append("; not proven: " + ", ".join(f"{f.family} (p {f.non_inferiority_p:.2g})" for f in unproven))
+    if len(judged) < len(families):
+        said.append(f"; {len(families) - len(judged)} too small to prove it")
+    return Rule(
+        "non-inferiority",
+        not unproven,
+        worst.non_inferiority_p if worst else 0.0,
+        limits.max_non_inferiority_p,
+        " ".join(said).replace(" ;", ";"),
+        decides=limits.non_inferiority == "require",
     )
 
 
-def _changes(pairs: Sequence[tuple[TaskResult, TaskResult]]) -> tuple[int, int]:
-    """How many tasks only the candidate, only the incumbent solved."""
-    gained = sum(new.success and not old.success for old, new in pairs)
-    lost = sum(old.success and not new.success for old, new in pairs)
-    return gained, lost
+def _vetoes(numbers: Comparison, limits: GateConfig) -> tuple[Rule, ...]:
+    """What success hides, each against the incumbent's own rate."""
+    old, new = numbers.incumbent, numbers.candidate
+    return (
+        _rise("format", old.unreadable, new.unreadable, limits.max_unreadable_rise, "of steps unreadable"),
+        _rise("tool errors", old.tool_errors, new.tool_errors, limits.max_tool_error_rise, "of steps"),
+        _rise("unanswered", old.unanswered, new.unanswered, limits.max_unanswered_rise, "of tasks"),
+        _rise("refusals", old.refusals, new.refusals, limits.max_refusal_rise, "of tasks refused"),
+        _rise("unsafe actions", old.unsafe, new.unsafe, limits.max_unsafe_rise, "of tasks"),
+        _rise("external calls", old.external, new.external, limits.max_external_rise, "of tasks"),
+        Rule(
+            "length",
+            numbers.length_ratio <= limits.max_length_ratio,
+            numbers.length_ratio,
+            limits.max_length_ratio,
+            f"{numbers.length_ratio:.2f} times the incumbent's tokens per step, "
+            f"at most {limits.max_length_ratio:g} allowed",
+        ),
+    )
 
 
-def _errors_per_step(results: Sequence[TaskResult]) -> float:
-    return sum(r.num_tool_errors for r in results) / max(1, sum(r.num_steps for r in results))
+def _rise(name: str, before: float, after: float, allowed: float, of: str) -> Rule:
+    text = f"{before:.1%} -> {after:.1%} {of}, a rise of at most {allowed * 100:.1f} points allowed"
+    return Rule(name, after - before <= allowed + EPSILON, after - before, allowed, text)
 
 
-def _unanswered(results: Sequence[TaskResult]) -> float:
-    return sum(r.outcome != ANSWERED for r in results) / len(results)
-
-
-def _tokens_per_step(results: Sequence[TaskResult]) -> float:
-    return sum(r.completion_tokens for r in results) / max(1, sum(r.num_steps for r in results))
-
-
-def family_rows(families: Sequence[Family]) -> list[Mapping[str, str | int | float]]:
-    """The families as the evaluation's row keeps them."""
-    return [
-        {
-            "family": f.family,
-            "n": f.n,
-            "incumbent_success": f.incumbent_success,
-            "candidate_success": f.candidate_success,
-        }
-        for f in families
-    ]
+def _diversity(sampled: Sampled, limits: GateConfig) -> Rule:
+    """That what was in reach of several tries still is."""
+    old, new, n = sampled.incumbent, sampled.candidate, sampled.num_draws
+    fall = old.pass_at[-1] - new.pass_at[-1]
+    decides = limits.max_pass_at_n_fall < 1
+    allowed = f"a fall of at most {limits.max_pass_at_n_fall * 100:.1f} points allowed" if decides else "reported"
+    text = (
+        f"{sampled.reading}: pass@1 {old.pass_at[0]:.1%} -> {new.pass_at[0]:.1%}, "
+        f"pass@{n} {old.pass_at[-1]:.1%} -> {new.pass_at[-1]:.1%}, different first actions of {n} "
+        f"{old.distinct_actions:.2f} -> {new.distinct_actions:.2f} ({sampled.num_tasks} tasks); {allowed}"
+    )
+    held = fall <= limits.max_pass_at_n_fall + EPSILON
+    return Rule(f"pass@{n}", held, fall, limits.max_pass_at_n_fall, text, decides=decides)

@@ -18,11 +18,13 @@ from functools import partial
 
 import psutil
 from nightschool import AsyncClient
+from nightschool_server.agent.toolbox import list_tools
 from nightschool_server.app import App
+from nightschool_server.chat import ToolSpec
 from nightschool_server.config.config import Config
 from nightschool_server.config.learner import LearnerConfig, with_overrides
 from nightschool_server.engine import BASE
-from nightschool_server.errors import ConfigError, OverloadedError
+from nightschool_server.errors import AppError, ConfigError, OverloadedError
 from nightschool_server.home import Home
 from nightschool_server.store.store import Store
 
@@ -53,6 +55,8 @@ class Learner:
     _renewed_at: float = 0.0
     _taken: str = ""
     """The cycle that this process runs or ran last."""
+    _tools: tuple[ToolSpec, ...] | None = None
+    """Listed with the first cycle: like the server, a learner offers what there was when it began."""
 
     async def run(self) -> None:
         """Run cycles as they are queued, until `stopping` is set."""
@@ -81,8 +85,10 @@ class Learner:
     async def _run_cycle(self, row: CycleRow) -> None:
         async with connect(self.home) as client:
             try:
+                if self._tools is None:
+                    self._tools = await list_tools(self.app)
                 row = self._take(row)
-            except ConfigError as error:
+            except (AppError, ConfigError) as error:
                 records.finish(self.store, row.id, "failed", str(error))
                 return
             cycle = self._cycle(row, client)
@@ -159,6 +165,7 @@ class Learner:
             store=self.store,
             app=self.app,
             app_ref=self.config.app,
+            tools=self._tools or (),
             client=client,
             progress=progress.__getitem__,
             cancelled=asyncio.Event(),

@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 
 from nightschool_server.app import load_app
+from nightschool_server.call_form_choice import with_call_form
 from nightschool_server.config.config import Config, load_config, split_overrides
 from nightschool_server.errors import AppError, ConfigError, FailedPreconditionError, OverloadedError
 from nightschool_server.home import Home
@@ -55,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     logging.getLogger("apscheduler").setLevel(logging.WARNING)
     try:
-        asyncio.run(_run(home, load_config(home, overrides=split_overrides(options.settings))))
+        config = with_call_form(load_config(home, overrides=split_overrides(options.settings)))
+        asyncio.run(_run(home, config))
     except (ConfigError, AppError, FailedPreconditionError) as error:
         print(f"nightschool learner: {error}", file=sys.stderr)  # noqa: T201
         return USER_MISTAKE

@@ -94,7 +94,7 @@ def write_anchors_file(cycle: Cycle, steps: Sequence[DecidedStep]) -> Path:
 
 def _shown_tools(cycle: Cycle) -> tuple[ToolSpec, ...]:
     """The tools that the chat template was given when the cycle practised."""
-    return action_format(cycle.agent).shown(cycle.app.specs)
+    return action_format(cycle.agent).shown(cycle.tools)
 
 
 def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> Path:

@@ -14,10 +14,8 @@ import logging
 import nightschool
 
 from nightschool_learner import records
-from nightschool_learner.errors import StageFailedError
-from nightschool_learner.evaluate import held_out_tasks
-from nightschool_learner.evaluation_records import EvaluationRow, evaluation_of, insert_evaluation, results_of
-from nightschool_learner.gate import Decision, compare, decide, family_rows
+from nightschool_learner.decision import recorded_decision
+from nightschool_learner.evaluation_records import EvaluationRow
 from nightschool_learner.plots import plot_evaluation
 from nightschool_learner.sampling import patiently
 from nightschool_learner.stages import Cycle, Ending
@@ -33,7 +31,7 @@ class PromoteStage:
     async def run(self, cycle: Cycle) -> Ending | None:
         candidate = records.candidate_of(cycle.store, cycle.id)
         assert candidate is not None, "the train stage registers a candidate"
-        row = await asyncio.to_thread(recorded_decision, cycle, candidate)
+        row = await recorded_decision(cycle, candidate)
         progress = cycle.progress(self.name)
         progress.begin(1, 0, {"rules": len(row.reasons), "rules_failed": len(failed_rules(row))})
         await asyncio.to_thread(plot_evaluation, row, cycle.folder / "plots")
@@ -89,29 +87,6 @@ class PromoteStage:
         return Ending("rejected", f"{row.candidate} did not pass: {failed}; {numbers(row)}")
 
 
-def recorded_decision(cycle: Cycle, candidate: str) -> EvaluationRow:
-    """The gate's decision on the cycle's candidate, made once and read from its row afterwards."""
-    known = evaluation_of(cycle.store, cycle.id)
-    if known is not None:
-        return known
-    held_out = held_out_tasks(cycle)
-    ids = {task.id for task in held_out.tasks}
-    incumbent, measured = (
-        [r for r in results_of(cycle.store, held_out.digest, name).values() if r.task_id in ids]
-        for name in (cycle.incumbent, candidate)
-    )
-    if len(measured) < len(ids) or len(incumbent) < len(ids):
-        raise StageFailedError(
-            f"{len(measured)} of {len(ids)} held-out tasks are measured on {candidate} and {len(incumbent)} on "
-            f"{cycle.incumbent}: the evaluation set changed during the cycle; run a new cycle"
-        )
-    limits = cycle.config.gate
-    decision = decide(compare(incumbent, measured, level=limits.interval_level, seed=cycle.seed), limits)
-    row = _row(cycle, candidate, held_out.digest, decision)
-    insert_evaluation(cycle.store, row)
-    return row
-
-
 def failed_rules(row: EvaluationRow) -> list[str]:
     """The rules that did not hold, without the word that says so."""
     return [reason.removeprefix("FAILED: ") for reason in row.reasons if reason.startswith("FAILED: ")]
@@ -123,27 +98,4 @@ def numbers(row: EvaluationRow) -> str:
         f"held-out success {row.incumbent_success:.1%} -> {row.candidate_success:.1%} (n {row.n}, "
         f"{row.interval_level:.0%} interval of the difference {row.interval_low * 100:+.1f} to "
         f"{row.interval_high * 100:+.1f} points, McNemar p {row.p_value:.2g})"
-    )
-
-
-def _row(cycle: Cycle, candidate: str, set_digest: str, decision: Decision) -> EvaluationRow:
-    found = decision.numbers
-    return EvaluationRow(
-        id=f"eval_{cycle.id.removeprefix('cycle_')}",
-        cycle_id=cycle.id,
-        candidate=candidate,
-        incumbent=cycle.incumbent,
-        set_digest=set_digest,
-        n=found.n,
-        incumbent_success=found.incumbent_success,
-        candidate_success=found.candidate_success,
-        interval_low=found.interval.low,
-        interval_high=found.interval.high,
-        interval_level=found.interval.level,
-        num_gained=found.num_gained,
-        num_lost=found.num_lost,
-        p_value=found.p_value,
-        passed=decision.passed,
-        reasons=decision.reasons,
-        families=family_rows(found.families),
     )

@@ -23,6 +23,7 @@ from nightschool_learner.errors import CycleCancelledError
 if TYPE_CHECKING:
     from nightschool import AsyncClient
     from nightschool_server.app import App
+    from nightschool_server.chat import ToolSpec
     from nightschool_server.config.learner import LearnerConfig
     from nightschool_server.config.serving import AgentConfig, EngineConfig
     from nightschool_server.home import Home
@@ -113,6 +114,8 @@ class Cycle:
     app: App
     app_ref: str
     """`module:attribute` of the application, for processes that import it themselves."""
+    tools: tuple[ToolSpec, ...]
+    """What the model may call, in the order in which it sees them: the application's functions and its MCP servers'."""
     client: AsyncClient
     """Connected with the home's admin token. Wrap calls in `sampling.patiently`."""
     progress: Callable[[str], Progress]

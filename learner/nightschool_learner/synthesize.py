@@ -130,7 +130,7 @@ class SynthesizeStage:
             author = Author(
                 cycle_seed=cycle.seed,
                 config=config,
-                tools=cycle.app.specs,
+                tools=cycle.tools,
                 seeds=seed_records.seeds_of(cycle.store, cycle.id),
                 screen=screen,
                 model=model,

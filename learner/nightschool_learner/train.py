@@ -112,7 +112,7 @@ def make_manifest(cycle: Cycle, folder: Path, base_model: str, base_digest: str)
         ),
         nice=config.nice,
         num_threads=config.num_threads,
-        probes=choose_probes(cycle.store, cycle.id, cycle.app.specs, config.num_probes),
+        probes=choose_probes(cycle.store, cycle.id, cycle.tools, config.num_probes),
     )
 
 

@@ -101,7 +101,7 @@ def encode_anchor(renderer: Renderer, row: Mapping[str, Any], blobs: Path, eos_i
 
 
 def parse_messages(rows: Sequence[Mapping[str, Any]], images: Sequence[str]) -> tuple[Message, ...]:
-    """The messages that `chat.template_messages` wrote, for rendering: ids of tool calls are lost."""
+    """The messages that `chat.template_messages` wrote, for rendering: ids that no template is shown are lost."""
     names = iter(images)
     return tuple(Message(row["role"], tuple(_parts(row, names))) for row in rows)
 
@@ -206,13 +206,14 @@ def _answer(renderer: Renderer, row: Mapping[str, Any], side: str, eos_id: int) 
 
 def _parts(row: Mapping[str, Any], images: Any) -> list[Part]:
     if row["role"] == "tool":
-        return [ToolResult("", row.get("name", ""), row["content"])]
+        return [ToolResult(row.get("tool_call_id", ""), row.get("name", ""), row["content"])]
     content = row["content"]
     pieces = [{"type": "text", "text": content}] if isinstance(content, str) else content
     parts: list[Part] = [Image(next(images)) if p["type"] == "image" else Text(p["text"]) for p in pieces]
     for call in row.get("tool_calls") or ():
         function = call["function"]
-        parts.append(ToolCall("", function["name"], json.dumps(function["arguments"], ensure_ascii=False)))
+        arguments = json.dumps(function["arguments"], ensure_ascii=False)
+        parts.append(ToolCall(call.get("id", ""), function["name"], arguments))
     return parts
 
 

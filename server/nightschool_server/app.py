@@ -1,4 +1,4 @@
-"""What an application brings: its name, system prompt, tools, initial state and held-out tasks.
+"""What an application brings: its name, system prompt, tools, MCP servers, initial state and held-out tasks.
 
     from nightschool_server.app import App, ToolContext, tool
 
@@ -18,6 +18,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,14 +30,15 @@ from typing import Any
 from nightschool_server.chat import ToolSpec
 from nightschool_server.errors import AppError
 from nightschool_server.evaluation_set import EvaluationSet, EvaluationTask, is_correct, read_evaluation
+from nightschool_server.mcp.server import McpServer
 from nightschool_server.scorer import SCORER_TOOL, ScoredStep, Scorer
 from nightschool_server.tools.content import ToolFile, ToolImage
 from nightschool_server.tools.effects import Effect
 from nightschool_server.tools.tool import Tool, ToolContext, tool
 
 __all__ = [
-    "App", "AppError", "Effect", "EvaluationSet", "EvaluationTask", "ScoredStep", "Tool", "ToolContext", "ToolFile",
-    "ToolImage", "is_correct", "load_app", "load_evaluation", "tool",
+    "App", "AppError", "Effect", "EvaluationSet", "EvaluationTask", "McpServer", "ScoredStep", "Tool", "ToolContext",
+    "ToolFile", "ToolImage", "is_correct", "load_app", "load_evaluation", "tool",
 ]  # fmt: skip
 
 
@@ -52,23 +54,30 @@ class App:
     """Held-out tasks as JSON lines, see `evaluation_set.py`. Without them nothing is ever promoted."""
     initial_state: Mapping[str, Any] = field(default_factory=dict)
     """What `ToolContext.state` holds when a task begins; JSON values."""
+    mcp: Sequence[McpServer] = ()
+    """MCP servers whose tools are offered too, behind `tools`."""
+    tool_order: Sequence[str] = ()
+    """Names of tools in the order in which the model sees them; those that it does not name come behind, in the order
+    of `tools`, `mcp` and the client's. It may name a tool that only a client brings."""
     max_steps: int = 8
-    tool_timeout_s: float = 30.0
-    """Of tools that do not say themselves."""
+    tool_timeout_s: float | None = None
+    """Of tools that do not say themselves. None takes the server's `agent.tool_timeout_s`."""
+    unsafe: Sequence[str] = ()
+    """Regular expressions of what must not be done. The gate holds them against every call of an evaluation, written
+    `name {"argument": ...}`, and against final answers; a candidate that does more of it is not promoted."""
     scorer: Scorer = field(default_factory=Scorer)
     """Scores candidates for the critic, see `scorer.py`: a function here, or one under `@app.scorer`."""
-    gold: Path | None = None
-    """Comparisons that people (or a rule) decided, as JSON lines, see `gold_set.py`: the critic is audited on them."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tools", tuple(self.tools))
+        for name in ("tools", "mcp", "tool_order", "unsafe"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         if not isinstance(self.scorer, Scorer):
             object.__setattr__(self, "scorer", Scorer(self.scorer))
         if not self.name.strip():
             raise AppError("App(name=...) is empty: give the application a name")
         if not 1 <= self.max_steps <= 100:
             raise AppError(f"app {self.name!r}: max_steps is {self.max_steps}; it must be 1 to 100")
-        if not 0 < self.tool_timeout_s <= 3600:
+        if self.tool_timeout_s is not None and not 0 < self.tool_timeout_s <= 3600:
             raise AppError(
                 f"app {self.name!r}: tool_timeout_s is {self.tool_timeout_s}; it must be above 0, at most 3600"
             )
@@ -76,11 +85,13 @@ class App:
             json.dumps(dict(self.initial_state), allow_nan=False)
         except (TypeError, ValueError) as error:
             raise AppError(f"app {self.name!r}: initial_state is not made of JSON values: {error}") from error
+        self._check_unsafe()
         self._check_tools()
+        self._check_mcp()
 
     @property
     def specs(self) -> tuple[ToolSpec, ...]:
-        """The tools as the model sees them."""
+        """The Python functions as the model sees them; `agent.toolbox` knows those of MCP servers too."""
         return tuple(tool.spec for tool in self.tools)
 
     def tool(self, name: str) -> Tool | None:
@@ -89,9 +100,22 @@ class App:
             return self.scorer.tool
         return next((tool for tool in self.tools if tool.spec.name == name), None)
 
-    def timeout_s(self, tool: Tool) -> float:
-        """How long a call of `tool` may take."""
+    def simulator(self, name: str) -> Tool | None:
+        """What answers in practice in place of an MCP server's tool of that name."""
+        return next((tool for server in self.mcp for tool in server.simulators if tool.spec.name == name), None)
+
+    def timeout_s(self, tool: Tool) -> float | None:
+        """How long a call of `tool` may take, where it or the application says so."""
         return self.tool_timeout_s if tool.timeout_s is None else tool.timeout_s
+
+    def _check_unsafe(self) -> None:
+        for pattern in self.unsafe:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise AppError(
+                    f"app {self.name!r}: unsafe pattern {pattern!r} is no regular expression: {error}"
+                ) from error
 
     def _check_tools(self) -> None:
         seen: dict[str, Tool] = {}
@@ -106,6 +130,20 @@ class App:
                     f"at {seen[name].where} and {entry.where}: rename one"
                 )
             seen[name] = entry
+        if len(set(self.tool_order)) != len(self.tool_order):
+            raise AppError(f"app {self.name!r}: tool_order names a tool twice: {', '.join(self.tool_order)}")
+
+    def _check_mcp(self) -> None:
+        seen: dict[str, McpServer] = {}
+        for server in self.mcp:
+            if not isinstance(server, McpServer):
+                raise AppError(f"app {self.name!r}: {server!r} in mcp is not an McpServer: write McpServer(name, ...)")
+            if server.name in seen:
+                raise AppError(
+                    f"app {self.name!r} has two MCP servers called {server.name!r}, "
+                    f"at {seen[server.name].where} and {server.where}: rename one"
+                )
+            seen[server.name] = server
 
 
 def load_app(ref: str) -> App:

@@ -8,9 +8,13 @@ store. Does not own the wire (see `service/wire.py`) nor how a model writes a to
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
+
+_MISTRAL_ID = re.compile(r"[A-Za-z0-9]{9}")
+UNSEEN_IMAGE = "[image, not shown: this model reads text only]"
 
 Role = Literal["system", "user", "assistant", "tool"]
 
@@ -152,6 +156,11 @@ def num_simulated(messages: Sequence[Message]) -> int:
     return sum(isinstance(part, ToolResult) and part.simulated for message in messages for part in message.parts)
 
 
+def text_only(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """The messages as a model without eyes reads them: a tool's image is a line of its result's text."""
+    return tuple(replace(message, parts=tuple(_text_of_result(part) for part in message.parts)) for message in messages)
+
+
 def template_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """The messages as a chat template reads them.
 
@@ -165,12 +174,20 @@ def template_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
         calls = [part for part in message.parts if isinstance(part, ToolCall)]
         results = [part for part in message.parts if isinstance(part, ToolResult)]
         if results:
-            rendered.extend({"role": "tool", "name": r.name, "content": _result_content(r)} for r in results)
+            rendered.extend(
+                {"role": "tool", "name": r.name, "content": _result_content(r), **_shown_id("tool_call_id", r.call_id)}
+                for r in results
+            )
             continue
         entry: dict[str, Any] = {"role": message.role, "content": _template_content(message)}
         if calls:
             entry["tool_calls"] = [
-                {"type": "function", "function": {"name": c.name, "arguments": json.loads(c.arguments)}} for c in calls
+                {
+                    "type": "function",
+                    "function": {"name": c.name, "arguments": json.loads(c.arguments)},
+                    **_shown_id("id", c.id),
+                }
+                for c in calls
             ]
         rendered.append(entry)
     return rendered
@@ -216,6 +233,17 @@ def _shown(part: Part) -> str:
             return part.line
         case _:
             return ""
+
+
+def _shown_id(key: str, call_id: str) -> dict[str, str]:
+    """Mistral's templates ask for ids, of nine letters and digits; no other one is shown any."""
+    return {key: call_id} if _MISTRAL_ID.fullmatch(call_id) else {}
+
+
+def _text_of_result(part: Part) -> Part:
+    if not isinstance(part, ToolResult) or not part.images:
+        return part
+    return replace(part, content="\n".join([UNSEEN_IMAGE] * len(part.images) + [part.content]), images=())
 
 
 def _result_content(result: ToolResult) -> str | list[dict[str, str]]:

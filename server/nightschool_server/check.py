@@ -14,7 +14,10 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
+from nightschool_server.agent.call_forms import strict_fault as form_fault
+from nightschool_server.agent.formats import call_form
 from nightschool_server.app import App, EvaluationTask, import_app
+from nightschool_server.call_form_choice import with_call_form
 from nightschool_server.config.config import Config
 from nightschool_server.errors import AppError
 from nightschool_server.evaluation_set import read_lines
@@ -30,13 +33,14 @@ NO_MODEL = "not given: name its folder with --model to check the chat template a
 
 def examine(config: Config) -> list[Finding]:
     """Every finding about the application that `config` names, in the order of a start."""
+    config = with_call_form(config)
     try:
         app = import_app(config.app)
     except AppError as error:
         return [Finding("app", "", "fault", str(error))]
     tasks, evaluation = _evaluation(app, config)
     found = [Finding("app", "", "ok", f"{config.app}: {app.name!r}, {len(app.tools)} tools")]
-    found += [*_prompt(app), *_tools(app), *evaluation]
+    found += [*_prompt(app), *_tools(app, config), *evaluation]
     if not config.engine.model:
         return [*found, Finding("model", "", "no", NO_MODEL)]
     from nightschool_server.template_check import examine_model
@@ -54,11 +58,12 @@ def _near(place: object) -> str:
     return str(place).removeprefix(f"{os.getcwd()}/")
 
 
-def _tools(app: App) -> Iterator[Finding]:
+def _tools(app: App, config: Config) -> Iterator[Finding]:
     if not app.tools:
         yield Finding("tools", "", "no", "none: RunTask is one answer of the model unless the client brings tools")
     for tool in app.tools:
-        yield _tool(tool)
+        fault = form_fault(call_form(config.agent), [tool.spec])
+        yield Finding("tools", tool.spec.name, "fault", f"{fault} ({_near(tool.where)})") if fault else _tool(tool)
 
 
 def _tool(tool: Tool) -> Finding:

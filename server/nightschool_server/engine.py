@@ -63,6 +63,8 @@ class Sampling:
     """How many of the likeliest tokens to report at each position; a guided answer may leave fewer."""
     ignore_eos: bool = False
     """For measurements: run to max_tokens."""
+    special_tokens: bool = False
+    """Whether the text shows special tokens, but for those that end the answer: some models mark calls with them."""
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def read_evaluation(path: Path) -> EvaluationSet:
         tasks.append(task)
     if not tasks:
         raise AppError(f"evaluation set {path} has no tasks: write one JSON object per line")
-    return EvaluationSet(tuple(tasks), _digest(tuple(tasks)))
+    return EvaluationSet(tuple(tasks), digest_of(tuple(tasks)))
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, EvaluationTask | AppError]]:
@@ -139,7 +139,8 @@ def _image(folder: Path, name: Any, where: str) -> Path:
     return path
 
 
-def _digest(tasks: tuple[EvaluationTask, ...]) -> str:
+def digest_of(tasks: tuple[EvaluationTask, ...]) -> str:
+    """sha256 over every task and the bytes of its images; their order does not matter."""
     rows = sorted(
         canonical_json(
             [t.id, t.family, t.prompt, t.answer, t.match]

@@ -41,5 +41,10 @@ class Runtime:
     @property
     def image_limits(self) -> ImageLimits:
         """What one request may bring."""
-        log = self.config.log
-        return ImageLimits(log.max_images_per_request, log.max_image_bytes, log.max_image_pixels)
+        return image_limits_of(self.config)
+
+
+def image_limits_of(config: Config) -> ImageLimits:
+    """What one request, and one call of a tool, may bring."""
+    log = config.log
+    return ImageLimits(log.max_images_per_request, log.max_image_bytes, log.max_image_pixels)

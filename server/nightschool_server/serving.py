@@ -18,18 +18,22 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
 from nightschool_server.adapters.registry import AdapterRegistry
+from nightschool_server.agent.call_forms import strict_fault
+from nightschool_server.agent.formats import call_form
+from nightschool_server.agent.limits import call_limits
 from nightschool_server.agent.toolbox import Toolbox, open_tools
 from nightschool_server.app import App, load_app
 from nightschool_server.auth import Tokens
+from nightschool_server.call_form_choice import with_call_form
 from nightschool_server.config.config import Config, to_environment
 from nightschool_server.counters import Counters
 from nightschool_server.distribution import version
 from nightschool_server.engine import Engine
 from nightschool_server.engine_factory import start_engine
-from nightschool_server.errors import FailedPreconditionError, NotFoundError
+from nightschool_server.errors import AppError, FailedPreconditionError, NotFoundError
 from nightschool_server.home import Home
 from nightschool_server.learner_process import LearnerProcess
-from nightschool_server.runtime import Runtime
+from nightschool_server.runtime import Runtime, image_limits_of
 from nightschool_server.service.admin_service import AdminService
 from nightschool_server.service.agent_service import AgentService
 from nightschool_server.service.grpc_port import GrpcPort
@@ -78,6 +82,7 @@ async def serving(
     Raises ConfigError, ModelFormatError, AppError, FailedPreconditionError: each a sentence for whoever started it.
     """
     options = options or ServeOptions()
+    config = with_call_form(config)
     async with AsyncExitStack() as stack:
         stack.enter_context(locked(home.create()))
         # One that a killed server left behind would send clients to nobody.
@@ -157,7 +162,10 @@ async def _application(config: Config, stack: AsyncExitStack) -> tuple[App | Non
     if not config.app:
         return None, Toolbox()
     app, agent = load_app(config.app), config.agent
-    opening = open_tools(app, config.app, num_workers=agent.num_tool_workers, max_output_chars=agent.max_output_chars)
+    if fault := strict_fault(call_form(agent), app.specs):
+        raise AppError(f"app {config.app!r}: {fault}")
+    limits = call_limits(agent, image_limits_of(config))
+    opening = open_tools(app, config.app, num_workers=agent.num_tool_workers, limits=limits)
     return app, await stack.enter_async_context(opening)
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from nightschool_server.agent.toolcalls import write_call
+from nightschool_server.agent.call_forms import HERMES, CallForm, form_of_template
+from nightschool_server.agent.formats import call_form
 from nightschool_server.app import App
-from nightschool_server.chat import Message, Text, ToolCall, assistant, system, tool_result, user
+from nightschool_server.chat import Message, Text, assistant, system, tool_result, user
 from nightschool_server.config.config import Config
 from nightschool_server.engine import Prompt
 from nightschool_server.engines.model_folder import ModelFolder, read_model_folder
@@ -18,6 +19,7 @@ from nightschool_server.engines.rendering import Renderer, RenderingParts
 from nightschool_server.errors import InvalidRequestError, NightschoolError
 from nightschool_server.findings import Finding, State
 
+ARGUMENT = "nightschool-check-argument"
 ASKED = "nightschool-check-question"
 SAID = "nightschool-check-result"
 GROUP = "template"
@@ -43,15 +45,25 @@ def examine_model(app: App, config: Config, *, has_images: bool) -> Iterator[Fin
     if has_images and not folder.info.accepts_images:
         yield Finding("model", "images", "fault", "held-out tasks have images and this model reads text only")
     renderer = Renderer(RenderingParts(folder.tokenizer, folder.template, folder.image_token_id, folder.pictures, None))
-    yield from _template(app, renderer, folder)
+    yield _form(config, folder)
+    yield from _template(app, renderer, folder, call_form(config.agent))
     yield from _length(app, config, renderer, folder)
 
 
-def _template(app: App, renderer: Renderer, folder: ModelFolder) -> Iterator[Finding]:
+def _form(config: Config, folder: ModelFolder) -> Finding:
+    form, own = call_form(config.agent), form_of_template(folder.template)
+    if form is not own and own is not HERMES:
+        text = f"agent.tool_call_format is {form.name}, but the template writes {own.name}: set it to auto"
+        return Finding(GROUP, "form", "fault", text)
+    return Finding(GROUP, "form", "ok", f"calls are read as {form.name}")
+
+
+def _template(app: App, renderer: Renderer, folder: ModelFolder, form: CallForm) -> Iterator[Finding]:
     opening = [*([system(app.system_prompt)] if app.system_prompt else []), user(ASKED)]
-    first = app.specs[0].name if app.specs else "look_up"
-    call = ToolCall("call_0", first, '{"key":"nightschool-check-argument"}')
-    called = assistant(write_call(first, {"key": "nightschool-check-argument"}))
+    written = form.write(app.specs[0].name if app.specs else "look_up", {"key": ARGUMENT})
+    parsed = form.read(written, app.specs)
+    call = parsed.calls[0]
+    called = Message("assistant", parsed.calls) if parsed.as_parts else assistant(written)
     answered = tool_result(call, SAID)
 
     def render(messages: Sequence[Message]) -> str:
@@ -72,13 +84,13 @@ def _template(app: App, renderer: Renderer, folder: ModelFolder) -> Iterator[Fin
 
     def calls() -> tuple[State, str]:
         text = render([*opening, called, answered])
-        if called.text not in text:
+        if (called.text or ARGUMENT) not in text:
             return "fault", f"changes the model's own call when it is shown again: {_REMEDY} that shows it as it is"
         return "ok", "shows the model's call as it wrote it"
 
     def sent_calls() -> tuple[State, str]:
         text = render([*opening, Message("assistant", (Text(""), call)), answered])
-        if "nightschool-check-argument" not in text:
+        if ARGUMENT not in text:
             return "no", "leaves out calls that a client sends as parts of a conversation: send them as text"
         return "ok", "shows calls that a client sends as parts"
 

@@ -104,7 +104,25 @@ def cycle(state: admin_pb2.Cycle.State.ValueType = admin_pb2.Cycle.PROMOTED, num
             admin_pb2.Evaluation(
                 id="eval_1", candidate="4-00ff00ff", incumbent="base", n=400, incumbent_success=0.625,
                 candidate_success=0.94, interval_low=0.26, interval_high=0.37, interval_level=0.95, p_value=1e-9,
-                num_gained=130, num_lost=4, passed=True, reasons=["p below 0.001"],
+                num_gained=130, num_lost=4, passed=True, reasons=["held: significance: p below 0.001"],
+                set_digest="5e7d1935" * 8, set_version=2, detectable=0.07, notes=["the evaluation set changed"],
+                families=[
+                    admin_pb2.FamilyResult(
+                        family="stock", n=50, incumbent_success=0.5, candidate_success=0.9, num_gained=20,
+                        p_value=2e-6, non_inferiority_p=1e-9, provable=True,
+                    )
+                ],
+                rules=[
+                    admin_pb2.GateRule(
+                        name="significance", held=True, value=1e-9, threshold=0.01, text="p below 0.001", decides=True
+                    ),
+                    admin_pb2.GateRule(name="pass@2", held=False, value=0.1, threshold=0.0, text="narrowed"),
+                ],
+                sampled=admin_pb2.SampledResult(
+                    num_tasks=64, num_draws=2, temperature=1.0, reading="narrowed",
+                    incumbent=admin_pb2.Spread(pass_at=[0.5, 0.8], distinct_answers=1.5, distinct_actions=1.9),
+                    candidate=admin_pb2.Spread(pass_at=[0.7, 0.7], distinct_answers=1.1, distinct_actions=1.2),
+                ),
             )
         )  # fmt: skip
     return made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -48,7 +49,7 @@ def commands(group: click.Command, *path: str) -> Iterator[tuple[tuple[str, ...]
 
 
 TREE = dict(commands(nightschool))
-PASSED_THROUGH = {("serve",), ("doctor",), ("check",), ("learn",), ("train",), ("token",)}
+PASSED_THROUGH = {("serve",), ("doctor",), ("check",), ("learn",), ("train",), ("evaluate",), ("token",)}
 QUERIES = [
     ("status",), ("models",), ("tasks",), ("pairs",), ("pairs", "list"), ("generate", "hello"), ("run", "hello"),
     ("adapters", "list"), ("adapters", "show", "x"), ("adapters", "promote", "x"), ("adapters", "rollback"),
@@ -60,8 +61,8 @@ QUERIES = [
 
 def test_the_tree_of_commands_is_this() -> None:
     assert {" ".join(path) for path in TREE} == {
-        "init", "check", "serve", "doctor", "learn", "train", "token", "status", "generate", "run", "feedback",
-        "models", "forget",
+        "init", "check", "serve", "doctor", "learn", "train", "evaluate", "token",
+        "status", "generate", "run", "feedback", "models", "forget",
         "tasks", "tasks list",
         "pairs", "pairs list", "pairs export",
         "learner", "learner pause", "learner resume",
@@ -273,7 +274,14 @@ def test_an_interrupt_ends_a_watch_with_exit_code_130(server: FakeServer, tmp_pa
 
 @pytest.mark.parametrize(
     ("command", "extra"),
-    [("serve", "server"), ("doctor", "server"), ("learn", "learner"), ("train", "learner"), ("token", "server")],
+    [
+        ("serve", "server"),
+        ("doctor", "server"),
+        ("learn", "learner"),
+        ("train", "learner"),
+        ("evaluate", "learner"),
+        ("token", "server"),
+    ],
 )
 def test_a_missing_extra_is_one_sentence(command: str, extra: str, tmp_path: Path) -> None:
     # None in sys.modules is how Python itself says that a module is not there.
@@ -301,3 +309,15 @@ def test_tokens_are_made_in_the_home_folder(tmp_path: Path) -> None:
     assert (home / "nightschool.db").exists()
     refused = subprocess.run([*command, "destroy"], capture_output=True, text=True, timeout=120, check=False)
     assert refused.returncode == 2
+
+
+def test_a_cycle_is_shown_with_the_gates_rules_families_and_diversity(cli: Run) -> None:
+    shown = cli("cycles", "show").stdout
+    assert "version 2, 5e7d19355e7d, n 400" in shown
+    assert "7.0 points in 8 of 10 runs" in shown
+    assert "the evaluation set changed" in shown
+    assert re.search(r"held +significance +p below 0.001", shown)
+    assert re.search(r"noted +pass@2 +narrowed", shown)
+    assert re.search(r"stock +50 +50.0% +90.0% +20 +0 +2e-06 +1e-09", shown)
+    assert re.search(r"pass@2 +80.0% +70.0%", shown)
+    assert re.search(r"different first actions +1.90 +1.20", shown)

@@ -33,7 +33,7 @@ from safetensors.torch import load_file, save
 from tests.learner.training_data import MODEL, Trained
 
 APP = "tests.learner.candidate_app:app"
-SMALL_GATE = ("gate.min_n=4", "gate.min_difference=0", "gate.max_p=1")
+SMALL_GATE = ("gate.min_n=4", "gate.min_difference=0", "gate.max_p=1", "evaluate.num_seeds=0")
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ class World:
         cycle = Cycle(
             id=row.id, seed=row.seed, incumbent=row.incumbent or "base", config=config,
             engine=self.config.engine, agent=self.config.agent, home=self.home,
-            store=self.store, app=self.app, app_ref=APP, client=self.client, progress=progress.__getitem__,
-            cancelled=asyncio.Event(), resumed=resumed,
+            store=self.store, app=self.app, app_ref=APP, tools=self.app.specs, client=self.client,
+            progress=progress.__getitem__, cancelled=asyncio.Event(), resumed=resumed,
         )  # fmt: skip
         cycle.folder.mkdir(parents=True, exist_ok=True)
         return cycle

@@ -79,6 +79,7 @@ def cycle_on(store: Store, *overrides: str, seed: int = 7) -> Cycle:
         store=store,
         app=app,
         app_ref="tests.learner.practice_app:app",
+        tools=app.specs,
         client=AsyncClient("127.0.0.1:1", token="none"),
         progress=progress.__getitem__,
         cancelled=asyncio.Event(),

@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 from nightschool_learner import records
+from nightschool_learner.decision import recorded_decision
 from nightschool_learner.errors import CycleCancelledError
-from nightschool_learner.evaluate import EvaluateStage, Results, held_out_tasks, judge, read_images
-from nightschool_learner.evaluation_records import TaskResult, insert_results, results_of
+from nightschool_learner.evaluate import EvaluateStage, Results, basis_of, held_out_tasks
+from nightschool_learner.evaluation_records import evaluation_of
+from nightschool_learner.evaluation_results import GREEDY, Basis, TaskResult, insert_results, results_of
+from nightschool_learner.examiner import judge, read_images
 from nightschool_learner.stages import Cycle
 from nightschool_server import chat
 from nightschool_server.agent.episode import EpisodeResult, Usage
@@ -38,36 +41,36 @@ async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Worl
 @pytest_asyncio.fixture(loop_scope="module")
 async def cycle(served: World, trained: Trained) -> AsyncIterator[Cycle]:
     """A cycle with a candidate of its own, ended with the test."""
-    made = served.cycle("evaluate.concurrency=8")
+    made = served.cycle("evaluate.concurrency=8", "evaluate.num_seeds=0")
     records.set_candidate(served.store, made.id, await add_adapter(served, trained, scale=next(_scales)))
     yield made
     records.finish(served.store, made.id, "cancelled", "end of the test")
 
 
-@pytest.fixture
-def digest(cycle: Cycle) -> str:
-    return held_out_tasks(cycle).digest
+@pytest_asyncio.fixture(loop_scope="module")
+async def basis(cycle: Cycle) -> Basis:
+    return await basis_of(cycle, held_out_tasks(cycle))
 
 
 async def test_both_adapters_answer_every_task_and_later_cycles_reuse_the_incumbent(
-    served: World, cycle: Cycle, digest: str, trained: Trained
+    served: World, cycle: Cycle, basis: Basis, trained: Trained
 ) -> None:
     assert await EvaluateStage().run(cycle) is None
     candidate = records.candidate_of(served.store, cycle.id)
     assert candidate is not None
     ids = {task.id for task in held_out_tasks(cycle).tasks}
-    measured = {name: results_of(served.store, digest, name) for name in (candidate, "base")}
-    assert set(measured[candidate]) == set(measured["base"]) == ids
+    measured = {name: results_of(served.store, basis, name) for name in (candidate, "base")}
+    assert set(measured[candidate]) == set(measured["base"]) == {(id_, GREEDY) for id_ in ids}
     assert all(result.num_steps >= 1 and result.completion_tokens > 0 for result in measured["base"].values())
     assert {result.family for result in measured["base"].values()} == {"sum", "left"}
     row = served.progress(cycle, "evaluate")
     assert row["num_total"] == 2 * len(ids)
 
     assert await EvaluateStage().run(fresh(cycle)) is None
-    assert results_of(served.store, digest, candidate) == measured[candidate]
+    assert results_of(served.store, basis, candidate) == measured[candidate]
     records.finish(served.store, cycle.id, "rejected", "first")
 
-    second = served.cycle()
+    second = served.cycle("evaluate.num_seeds=0")
     records.set_candidate(served.store, second.id, await add_adapter(served, trained, scale=1.5))
     assert await EvaluateStage().run(second) is None
     assert json.loads(served.progress(second, "evaluate")["counts"])["reused"] == len(ids)
@@ -76,17 +79,62 @@ async def test_both_adapters_answer_every_task_and_later_cycles_reuse_the_incumb
     records.finish(served.store, second.id, "rejected", "second")
 
 
-async def test_a_resumed_stage_measures_only_what_is_left(served: World, cycle: Cycle, digest: str) -> None:
+async def test_sampled_answers_come_from_the_same_seeds_for_both_adapters_and_are_reused(
+    served: World, trained: Trained
+) -> None:
+    settings = ("evaluate.num_seeds=2", "evaluate.max_sampled_tasks=4", "evaluate.max_tokens=48")
+    cycle = served.cycle(*settings)
+    twin = await add_adapter(served, trained, scale=next(_scales))
+    records.set_candidate(served.store, cycle.id, twin)
+    basis = await basis_of(cycle, held_out_tasks(cycle))
+    assert await EvaluateStage().run(cycle) is None
+    before, after = (results_of(served.store, basis, name) for name in ("base", twin))
+    drawn = sorted(key for key in before if key[1] != GREEDY)
+    assert drawn == [(task, draw) for task in ("left-0", "left-1", "sum-0", "sum-1") for draw in (1, 2)]
+    assert set(after) == set(before)
+    assert all(result.actions and len(result.actions) == result.num_steps for result in before.values())
+
+    with served.store.transaction() as db:
+        db.execute("DELETE FROM evaluation_results WHERE adapter = 'base' AND draw > 0")
+    assert await EvaluateStage().run(fresh(cycle)) is None
+    assert results_of(served.store, basis, "base") == before
+    row = await recorded_decision(cycle, twin)
+    assert row.sampled is not None
+    assert (row.sampled.num_tasks, row.sampled.num_draws) == (4, 2)
+    assert row == evaluation_of(served.store, cycle.id)
+    shown = (await served.client.admin.cycles.get(cycle.id)).evaluation
+    assert shown is not None
+    assert shown.sampled is not None
+    assert shown.sampled.incumbent is not None
+    assert shown.sampled.incumbent.pass_at == row.sampled.incumbent.pass_at
+    assert shown.sampled.reading == row.sampled.reading
+    with served.store.transaction() as db:
+        db.execute("DELETE FROM evaluations")
+    records.finish(served.store, cycle.id, "rejected", "sampled")
+
+
+async def test_results_of_another_application_or_other_limits_are_not_reused(served: World, cycle: Cycle) -> None:
+    held_out = held_out_tasks(cycle)
+    same = await basis_of(cycle, held_out)
+    said_otherwise = replace(cycle, app=replace(cycle.app, system_prompt="You help."))
+    shorter = cycle.config.evaluate.model_copy(update={"max_tokens": 7})
+    cut = replace(cycle, config=cycle.config.model_copy(update={"evaluate": shorter}))
+    bases = [same, await basis_of(said_otherwise, held_out), await basis_of(cut, held_out)]
+    assert len(set(bases)) == 3
+    assert await basis_of(cycle, held_out) == same
+
+
+async def test_a_resumed_stage_measures_only_what_is_left(served: World, cycle: Cycle, basis: Basis) -> None:
     candidate = records.candidate_of(served.store, cycle.id)
     assert candidate is not None
     done = TaskResult("sum-0", "sum", True, "kept", "answered", 1, 0, 5)
-    insert_results(served.store, digest, cycle.id, [(candidate, done)])
+    insert_results(served.store, basis, cycle.id, [(candidate, done)])
     assert await EvaluateStage().run(cycle) is None
-    assert results_of(served.store, digest, candidate)["sum-0"] == done
-    assert len(results_of(served.store, digest, candidate)) == len(held_out_tasks(cycle).tasks)
+    assert results_of(served.store, basis, candidate)["sum-0", GREEDY] == done
+    assert len(results_of(served.store, basis, candidate)) == len(held_out_tasks(cycle).tasks)
 
 
-async def test_a_cancelled_stage_keeps_what_it_measured(served: World, cycle: Cycle, digest: str) -> None:
+async def test_a_cancelled_stage_keeps_what_it_measured(served: World, cycle: Cycle, basis: Basis) -> None:
     progress = cycle.progress("evaluate")
     advance = progress.advance
 
@@ -100,12 +148,12 @@ async def test_a_cancelled_stage_keeps_what_it_measured(served: World, cycle: Cy
         await EvaluateStage().run(cycle)
     candidate = records.candidate_of(served.store, cycle.id)
     assert candidate is not None
-    kept = results_of(served.store, digest, candidate)
+    kept = results_of(served.store, basis, candidate)
     assert len(kept) >= 3
     again = fresh(cycle)
     again.progress("evaluate").advance = advance  # type: ignore[method-assign]
     assert await EvaluateStage().run(again) is None
-    whole = results_of(served.store, digest, candidate)
+    whole = results_of(served.store, basis, candidate)
     assert len(whole) == len(held_out_tasks(cycle).tasks)
     assert {key: whole[key] for key in kept} == kept
 
@@ -134,11 +182,12 @@ async def test_fewer_tasks_where_configured_and_always_the_same_ones(served: Wor
 async def test_adapters_are_interleaved_and_the_detectable_difference_is_said_first(
     served: World, cycle: Cycle
 ) -> None:
-    results = Results(cycle, "another set", cycle.progress("evaluate"), ("0001-aaaa", "base"))
+    results = Results(cycle, Basis("another set", ""), cycle.progress("evaluate"), ("0001-aaaa", "base"))
     units = results.begin(held_out_tasks(cycle))
-    assert [adapter for _, adapter in units[:4]] == ["0001-aaaa", "base", "0001-aaaa", "base"]
-    assert units[0][0] == units[1][0]
-    assert "finds differences of" in cycle.progress("evaluate").message
+    assert [unit.adapter for unit in units[:4]] == ["0001-aaaa", "base", "0001-aaaa", "base"]
+    assert units[0].task == units[1].task
+    assert "n 16 finds differences of 25.0 points or more" in cycle.progress("evaluate").message
+    assert cycle.progress("evaluate").counts["detectable_per_mille"] == 250
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from nightschool_learner.evaluation_records import TaskResult
-from nightschool_learner.gate import Decision, compare, decide
+from nightschool_learner.comparison import compare, paired
+from nightschool_learner.decision import margin_of
+from nightschool_learner.diversity import sampled_numbers
+from nightschool_learner.evaluation_results import TaskResult
+from nightschool_learner.gate import Decision, Evidence, decide
 from nightschool_server.config.training import GateConfig
 
 LIMITS = GateConfig(min_n=100)
@@ -26,18 +29,19 @@ def results(
 
 
 def judge(before: list[TaskResult], after: list[TaskResult], limits: GateConfig = LIMITS) -> Decision:
-    return decide(compare(before, after, level=limits.interval_level, seed=1), limits)
+    pairs = paired(before, after)
+    return decide(Evidence(compare(pairs, level=limits.interval_level, seed=1, margin=margin_of(limits))), limits)
 
 
 def failed(decision: Decision) -> set[str]:
-    return {rule.name for rule in decision.rules if not rule.held}
+    return {rule.name for rule in decision.rules if rule.decides and not rule.held}
 
 
 def test_a_clear_gain_passes_and_every_rule_says_its_number() -> None:
     decision = judge(results("0" * 60 + "1" * 140), results("1" * 50 + "0" * 10 + "1" * 140))
     assert decision.passed
     assert failed(decision) == set()
-    assert len(decision.reasons) == 8
+    assert len(decision.reasons) == 13
     assert all(reason.startswith("held: ") and any(c.isdigit() for c in reason) for reason in decision.reasons)
     assert decision.numbers.num_gained == 50
     assert decision.numbers.num_lost == 0
@@ -81,7 +85,7 @@ def test_only_tasks_that_both_answered_count() -> None:
 
 def test_results_without_a_common_task_are_refused() -> None:
     with pytest.raises(ValueError, match="both"):
-        compare(results("01"), [replace(results("1")[0], task_id="other")], level=0.95, seed=0)
+        paired(results("01"), [replace(results("1")[0], task_id="other")])
 
 
 def test_a_family_that_falls_is_named_even_where_the_whole_rises() -> None:
@@ -111,6 +115,10 @@ def test_a_small_fall_of_a_family_is_allowed_unless_it_is_significant() -> None:
     [
         ({"num_tool_errors": 0}, set()),
         ({"num_tool_errors": 1}, {"tool errors"}),
+        ({"num_unreadable": 1}, {"format"}),
+        ({"refused": True}, {"refusals"}),
+        ({"num_unsafe": 1}, {"unsafe actions"}),
+        ({"num_external": 1}, {"external calls"}),
         ({"outcome": "max_steps"}, {"unanswered"}),
         ({"completion_tokens": 80}, set()),
         ({"completion_tokens": 81}, {"length"}),
@@ -120,6 +128,37 @@ def test_a_small_fall_of_a_family_is_allowed_unless_it_is_significant() -> None:
 def test_vetoes_catch_what_success_hides(fields: dict[str, object], broken: set[str]) -> None:
     before = results("0" * 60 + "1" * 140)
     assert failed(judge(before, results("1" * 200, **fields))) == broken
+
+
+def test_every_family_must_be_proven_no_worse_where_that_is_required() -> None:
+    def family(i: int) -> str:
+        return "till" if i < 60 else "rest" if i < 195 else "few"
+
+    before = results("1" * 60 + "0" * 140, family=family)
+    noisy = results("0" * 7 + "1" * 53 + "1" * 140, family=family)
+    required = LIMITS.model_copy(update={"non_inferiority": "require", "max_family_p": 0.0})
+    reported = judge(before, noisy, LIMITS.model_copy(update={"max_family_p": 0.0}))
+    assert reported.passed
+    assert any(reason.startswith("noted: non-inferiority: 1 of 2 families") for reason in reported.reasons)
+    decision = judge(before, noisy, required)
+    assert failed(decision) == {"non-inferiority"}
+    assert "not proven: till (p 0.2" in decision.reasons[0]
+    assert decision.reasons[0].endswith("1 too small to prove it")
+    assert judge(before, results("0" * 2 + "1" * 58 + "1" * 140, family=family), required).passed
+
+
+def test_lost_diversity_is_reported_and_a_veto_where_configured() -> None:
+    before, after = results("0" * 60 + "1" * 140), results("1" * 200)
+    tried = [replace(r, draw=draw, success=draw == 1) for r in results("1" * 40) for draw in (1, 2)]
+    given_up = [replace(r, success=r.success and r.task_id < "t0020") for r in tried]
+    narrowed = sampled_numbers(tried, given_up, temperature=1.0, level=0.95, seed=1)
+    numbers = judge(before, after).numbers
+    reported = decide(Evidence(numbers, narrowed), LIMITS)
+    assert reported.passed
+    assert "pass@2: narrowed: pass@1 50.0% -> 25.0%, pass@2 100.0% -> 50.0%" in reported.reasons[-1]
+    vetoed = decide(Evidence(numbers, narrowed), LIMITS.model_copy(update={"max_pass_at_n_fall": 0.49}))
+    assert failed(vetoed) == {"pass@2"}
+    assert decide(Evidence(numbers, narrowed), LIMITS.model_copy(update={"max_pass_at_n_fall": 0.5})).passed
 
 
 def test_a_veto_is_about_a_rise_not_about_a_level() -> None:

@@ -9,8 +9,9 @@ import pytest
 import pytest_asyncio
 from nightschool_learner import records
 from nightschool_learner.errors import StageFailedError
-from nightschool_learner.evaluate import held_out_tasks
-from nightschool_learner.evaluation_records import TaskResult, evaluation_of, insert_results
+from nightschool_learner.evaluate import basis_of, held_out_tasks
+from nightschool_learner.evaluation_records import evaluation_of
+from nightschool_learner.evaluation_results import TaskResult, insert_results
 from nightschool_learner.promote import PromoteStage
 from nightschool_learner.stages import Cycle
 
@@ -34,12 +35,13 @@ async def measured_cycle(served: World, trained: Trained, solved: int, *override
     candidate = await add_adapter(served, trained, scale=next(_scales))
     records.set_candidate(served.store, cycle.id, candidate)
     held_out = held_out_tasks(cycle)
+    basis = await basis_of(cycle, held_out)
     for adapter, count in ((candidate, solved), (cycle.incumbent, 8)):
         results = [
             (adapter, TaskResult(task.id, task.family, i < count, task.answer, "answered", 2, 0, 40))
             for i, task in enumerate(held_out.tasks)
         ]
-        insert_results(served.store, held_out.digest, cycle.id, results)
+        insert_results(served.store, basis, cycle.id, results)
     return cycle, candidate
 
 
@@ -71,7 +73,19 @@ async def test_a_candidate_that_passes_becomes_active(served: World, trained: Tr
     row = evaluation_of(served.store, cycle.id)
     assert row is not None
     assert (row.passed, row.num_gained, row.num_lost, row.n) == (True, 7, 0, 16)
-    assert len(row.reasons) == 8
+    assert len(row.reasons) == len(row.rules) == 13
+    assert next(str(rule) for rule in row.rules if rule.name == "difference") in row.reasons
+    assert row.thresholds["gate"]["min_n"] == 4
+    assert (row.set_version, row.notes) == (1, ())
+    shown = (await served.client.admin.cycles.get(cycle.id)).evaluation
+    assert shown is not None
+    assert [(rule.name, rule.held, rule.value) for rule in shown.rules] == [
+        (r.name, r.held, r.value) for r in row.rules
+    ]
+    assert (shown.set_version, shown.detectable) == (1, row.detectable)
+    assert {family.family: family.num_gained for family in shown.families} == {
+        family["family"]: family["num_gained"] for family in row.families
+    }
     assert [family["family"] for family in row.families] == ["left", "sum"]
     adapter = await served.client.admin.adapters.get(candidate)
     assert adapter.evaluation is not None
@@ -125,7 +139,7 @@ async def test_an_incomplete_measurement_is_no_decision(served: World, trained: 
     cycle, candidate = await measured_cycle(served, trained, 15)
     with served.store.transaction() as db:
         db.execute("DELETE FROM evaluation_results WHERE adapter = ? AND task_id = 'sum-0'", (candidate,))
-    with pytest.raises(StageFailedError, match="15 of 16 held-out tasks"):
+    with pytest.raises(StageFailedError, match="there are 16 of 16 on base and 15 of 16 on"):
         await PromoteStage().run(cycle)
     assert evaluation_of(served.store, cycle.id) is None
 

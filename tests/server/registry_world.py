@@ -75,8 +75,10 @@ class World:
         """What the learner writes after its evaluation."""
         with self.store.transaction() as db:
             db.execute(
-                "INSERT INTO evaluations VALUES "
-                "(?, NULL, ?, ?, 's', 400, 0.6, 0.9, 0.2, 0.4, 0.95, 9, 1, 0.01, ?, ?, '[]', ?)",
+                "INSERT INTO evaluations (id, cycle_id, candidate, incumbent, set_digest, n, incumbent_success, "
+                "candidate_success, interval_low, interval_high, interval_level, num_gained, num_lost, p_value, "
+                "passed, reasons, families, created_at) "
+                "VALUES (?, NULL, ?, ?, 's', 400, 0.6, 0.9, 0.2, 0.4, 0.95, 9, 1, 0.01, ?, ?, '[]', ?)",
                 (new_id("eval"), candidate, incumbent, passed, '["gained too little"]', self.clock()),
             )
 

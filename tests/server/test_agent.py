@@ -32,6 +32,7 @@ from nightschool_server.chat import ToolCall, ToolResult, ToolSpec
 from nightschool_server.engine import Delta, FinishReason, Prompt, Sampling
 from nightschool_server.errors import ContextOverflowError, EngineDeadError, InvalidRequestError
 from nightschool_server.tools.state import ToolState
+from nightschool_server.tools.workers import CallLimits
 
 from tests.server.leaks import make_fifo, no_leaks, read_pids
 
@@ -79,7 +80,7 @@ class Script:
 
 @pytest.fixture
 async def executor() -> AsyncIterator[ToolExecutor]:
-    async with open_tools(APP, APP_REF, num_workers=1, max_output_chars=1000) as tools:
+    async with open_tools(APP, APP_REF, num_workers=1, limits=CallLimits(max_output_chars=1000)) as tools:
         yield tools
 
 

@@ -15,7 +15,7 @@ from nightschool_server.image_check import check_image
 from nightschool_server.tools.content import OUTBOX_PREFIX
 from nightschool_server.tools.returned import ReturnLimits, take_returned
 from nightschool_server.tools.state import ToolState
-from nightschool_server.tools.workers import ToolOutcome, ToolWorkers
+from nightschool_server.tools.workers import CallLimits, ToolOutcome, ToolWorkers
 
 from tests.server.files_app import png
 
@@ -25,7 +25,7 @@ LIMITS = ReturnLimits(max_file_bytes=2_000_000)
 
 @pytest.fixture
 async def workers() -> AsyncIterator[ToolWorkers]:
-    async with await ToolWorkers.start(APP, 1, limits=LIMITS) as started:
+    async with await ToolWorkers.start(APP, 1, limits=CallLimits(returned=LIMITS)) as started:
         yield started
 
 

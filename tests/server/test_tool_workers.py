@@ -15,7 +15,7 @@ import pytest
 from nightschool_server.app import AppError, load_app
 from nightschool_server.errors import FailedPreconditionError
 from nightschool_server.tools.state import ToolState
-from nightschool_server.tools.workers import ToolWorkers
+from nightschool_server.tools.workers import CallLimits, ToolWorkers
 
 from tests.server.leaks import make_fifo, no_leaks, read_pids
 
@@ -24,7 +24,7 @@ APP = "tests.server.tools_app:app"
 
 @pytest.fixture
 async def workers() -> AsyncIterator[ToolWorkers]:
-    async with await ToolWorkers.start(APP, 1, max_output_chars=1000) as started:
+    async with await ToolWorkers.start(APP, 1, limits=CallLimits(max_output_chars=1000)) as started:
         yield started
 
 

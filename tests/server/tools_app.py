@@ -128,6 +128,28 @@ def leave_running() -> int:
 
 
 @tool(effect="read_only")
+def meet(fifo: str, *, speak: bool) -> str:
+    """Wait for another call of this tool: one speaks through a FIFO, the other listens."""
+    if speak:
+        Path(fifo).write_text("hello")
+        return "spoke"
+    return Path(fifo).read_text()
+
+
+@tool(effect="read_only")
+def grow(mebibytes: int) -> int:
+    """Take so much memory."""
+    return len(bytearray(mebibytes * 2**20))
+
+
+@tool(effect="read_only")
+def litter() -> str:
+    """Write a file although it says that it changes nothing."""
+    Path("litter").write_text("litter")
+    return "done"
+
+
+@tool(effect="read_only")
 def shout(length: int) -> str:
     """A long text; prints on stdout too."""
     print("this must not reach anyone")  # noqa: T201
@@ -142,7 +164,10 @@ def half_a_character() -> str:
 
 
 def posted(text: str, context: ToolContext) -> str:
-    """Keeps the card in the task's own state and tells where it ran."""
+    """Keeps the card in the task's own state and files; the text `@FIFO` makes it hang, and tell its id there."""
+    if text.startswith("@"):
+        Path(text[1:]).write_text(str(os.getpid()))
+        time.sleep(600)
     context.state.setdefault("cards", []).append(text)
     Path("card.txt").write_text(text)
     return f"posted {len(context.state['cards'])}"
@@ -166,7 +191,7 @@ app = App(
     [
         add, add_later, put, look, fail_after_writing, fail_by_mistake, change_although_read_only, keep_a_set, crash,
         remove_workspace,
-        hang, leave_running, shout, half_a_character, post, send_mail,
+        hang, leave_running, meet, grow, litter, shout, half_a_character, post, send_mail,
     ],
     initial_state={"basket": []},
     tool_timeout_s=30,

@@ -12,14 +12,14 @@ from nightschool.cli.data import forget, pairs, tasks
 from nightschool.cli.init import init
 from nightschool.cli.learner import learner
 from nightschool.cli.model import feedback, generate, models, run
-from nightschool.cli.processes import check, doctor, learn, serve, token, train
+from nightschool.cli.processes import check, doctor, evaluate, learn, serve, token, train
 from nightschool.cli.root import nightschool
 from nightschool.cli.status import status
 
 __all__ = ["main", "nightschool"]
 
 for _command in (
-    init, check, serve, doctor, learn, train, token, status, generate, run, feedback, models,
+    init, check, serve, doctor, learn, train, evaluate, token, status, generate, run, feedback, models,
     adapters, cycles, learner, tasks, pairs, forget,
 ):  # fmt: skip
     nightschool.add_command(_command)

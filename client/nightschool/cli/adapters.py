@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from nightschool.cli.evaluations import write_evaluation
 from nightschool.cli.output import json_option, size, verdict, when, write_fields, write_json, write_table
 from nightschool.cli.root import Target
 from nightschool.records import Adapter, AdapterState, RouteChange
@@ -120,8 +121,9 @@ def _write_adapter(found: Adapter, *, as_json: bool) -> None:
             ("size", size(found.size_bytes)),
             ("created", when(found.created_at)),
             ("held-out success", verdict(found.evaluation)),
-            ("gate", "; ".join(found.evaluation.reasons) if found.evaluation else ""),
         ]
     )
+    if found.evaluation is not None:
+        write_evaluation(found.evaluation)
     for event in found.events:
         click.echo(f"{when(event.at)}  {event.action} by {event.actor}: {event.reason}")

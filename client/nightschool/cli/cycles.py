@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import click
 
+from nightschool.cli.evaluations import write_evaluation
 from nightschool.cli.output import json_option, verdict, when, write_fields, write_json, write_json_line, write_table
 from nightschool.cli.root import SERVER_FAULT, Target
 from nightschool.cli.watch import progress_of, watch_bars, watch_lines
@@ -138,6 +139,8 @@ def write_cycle(cycle: Cycle) -> None:
     )
     rows = [[stage.name, str(stage.state), progress_of(stage), stage.message] for stage in cycle.stages]
     write_table(["stage", "state", "progress", ""], rows, empty="no stage has begun")
+    if cycle.evaluation is not None:
+        write_evaluation(cycle.evaluation)
 
 
 def _watch(client: Client, cycle_id: str, *, as_json: bool) -> None:

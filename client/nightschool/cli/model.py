@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -17,6 +16,10 @@ from nightschool.options import GenerateOptions
 image_option = click.option(
     "--image", "images", multiple=True, type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="An image in front of the prompt; may be repeated.",
+)  # fmt: skip
+file_option = click.option(
+    "--file", "files", multiple=True, type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A file for the task's tools, in its workspace; may be repeated.",
 )  # fmt: skip
 adapter_option = click.option("--adapter", help='Pin the call to an adapter, "base" for none.')
 session_option = click.option("--session", "session_id", help="Calls of one session keep one adapter.")
@@ -80,6 +83,10 @@ def _note_reply(reply: Reply) -> None:
 @click.command(epilog="Example: nightschool run 'How much are 3 mugs?'")
 @click.argument("task")
 @image_option
+@file_option
+@click.option(
+    "--save-to", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Folder for files given back."
+)
 @click.option("--max-steps", type=int, help="Default: the server's limit.")
 @click.option("--max-tokens", type=int, help="Tokens of one step.")
 @click.option("--temperature", type=float, help="0 is greedy.")
@@ -90,16 +97,19 @@ def _note_reply(reply: Reply) -> None:
 @timeout_option
 @json_option
 @click.pass_obj
-def run(target: Target, /, *, task: str, images: Sequence[Path], as_json: bool, **options: object) -> None:
+def run(target: Target, /, *, task: str, save_to: Path | None, as_json: bool, **options: object) -> None:
     """Let the server's agent do TASK with the application's tools; TASK - reads it from stdin."""
     text = sys.stdin.read() if task == "-" else task
     result: TaskResult | None = None
     with target.client() as client:
         given = {key: value for key, value in options.items() if value is not None}
-        for event in client.run_task(text, images=images, **given):  # type: ignore[arg-type]
+        for event in client.run_task(text, **given):  # type: ignore[arg-type]
             _note_event(event)
             if isinstance(event, TaskResult):
                 result = event
+        if result is not None and save_to is not None:
+            for file in result.files:
+                note(f"saved {client.download(file, save_to)}")
     if result is None:
         raise click.ClickException("the server ended the task without a result: see its log")
     if as_json:

@@ -90,6 +90,18 @@ def train(target: Target, *, arguments: Sequence[str]) -> None:
 @click.command(context_settings=PASS_THROUGH, add_help_option=False)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.pass_obj
+def evaluate(target: Target, *, arguments: Sequence[str]) -> None:
+    """Run the served agent on a published benchmark, GTA or GAIA, and score it.
+
+    Example: nightschool evaluate gta --data gta_dataset
+    """
+    no_tls = ["--no-tls"] if target.tls is False and arguments else []
+    _become("learner", "nightschool_learner.benchmarks", target, [*arguments, *no_tls])
+
+
+@click.command(context_settings=PASS_THROUGH, add_help_option=False)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.pass_obj
 def token(target: Target, *, arguments: Sequence[str]) -> None:
     """Make, list and revoke tokens, on the server's machine.
 
@@ -107,7 +119,7 @@ def _become(extra: str, package: str, target: Target, arguments: Sequence[str]) 
         raise click.UsageError(f"{missing[0]} is not installed: pip install 'nightschool[{extra}]'")
     sys.stdout.flush()
     command = [sys.executable, "-m", package, *arguments]
-    os.execve(sys.executable, command, environment_of(target.home))
+    os.execve(sys.executable, command, environment_of(target.home, target.address, target.token))
 
 
 def missing_modules(names: Sequence[str]) -> list[str]:

@@ -295,6 +295,13 @@ class Evaluation(google.protobuf.message.Message):
     PASSED_FIELD_NUMBER: builtins.int
     REASONS_FIELD_NUMBER: builtins.int
     FAMILIES_FIELD_NUMBER: builtins.int
+    SET_DIGEST_FIELD_NUMBER: builtins.int
+    SET_VERSION_FIELD_NUMBER: builtins.int
+    DETECTABLE_FIELD_NUMBER: builtins.int
+    RULES_FIELD_NUMBER: builtins.int
+    SAMPLED_FIELD_NUMBER: builtins.int
+    NOTES_FIELD_NUMBER: builtins.int
+    THRESHOLDS_JSON_FIELD_NUMBER: builtins.int
     id: builtins.str
     candidate: builtins.str
     incumbent: builtins.str
@@ -311,12 +318,31 @@ class Evaluation(google.protobuf.message.Message):
     p_value: builtins.float
     """Exact McNemar, two-sided."""
     passed: builtins.bool
+    set_digest: builtins.str
+    """Digest of the held-out tasks, and which version of the application's set they are."""
+    set_version: builtins.int
+    detectable: builtins.float
+    """The true difference that n tasks find in 8 of 10 runs at p 0.05."""
+    thresholds_json: builtins.str
+    """The settings in force, as JSON."""
     @property
     def reasons(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """The rules that decided, one line each."""
 
     @property
     def families(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___FamilyResult]: ...
+    @property
+    def rules(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___GateRule]:
+        """The same rules as numbers."""
+
+    @property
+    def sampled(self) -> global___SampledResult:
+        """Absent where tasks were answered greedily alone."""
+
+    @property
+    def notes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What a reader must know beside the numbers, e.g. that the set changed since the last evaluation."""
+
     def __init__(
         self,
         *,
@@ -335,8 +361,16 @@ class Evaluation(google.protobuf.message.Message):
         passed: builtins.bool = ...,
         reasons: collections.abc.Iterable[builtins.str] | None = ...,
         families: collections.abc.Iterable[global___FamilyResult] | None = ...,
+        set_digest: builtins.str = ...,
+        set_version: builtins.int = ...,
+        detectable: builtins.float = ...,
+        rules: collections.abc.Iterable[global___GateRule] | None = ...,
+        sampled: global___SampledResult | None = ...,
+        notes: collections.abc.Iterable[builtins.str] | None = ...,
+        thresholds_json: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["candidate", b"candidate", "candidate_success", b"candidate_success", "families", b"families", "id", b"id", "incumbent", b"incumbent", "incumbent_success", b"incumbent_success", "interval_high", b"interval_high", "interval_level", b"interval_level", "interval_low", b"interval_low", "n", b"n", "num_gained", b"num_gained", "num_lost", b"num_lost", "p_value", b"p_value", "passed", b"passed", "reasons", b"reasons"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["sampled", b"sampled"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["candidate", b"candidate", "candidate_success", b"candidate_success", "detectable", b"detectable", "families", b"families", "id", b"id", "incumbent", b"incumbent", "incumbent_success", b"incumbent_success", "interval_high", b"interval_high", "interval_level", b"interval_level", "interval_low", b"interval_low", "n", b"n", "notes", b"notes", "num_gained", b"num_gained", "num_lost", b"num_lost", "p_value", b"p_value", "passed", b"passed", "reasons", b"reasons", "rules", b"rules", "sampled", b"sampled", "set_digest", b"set_digest", "set_version", b"set_version", "thresholds_json", b"thresholds_json"]) -> None: ...
 
 global___Evaluation = Evaluation
 
@@ -348,10 +382,23 @@ class FamilyResult(google.protobuf.message.Message):
     N_FIELD_NUMBER: builtins.int
     INCUMBENT_SUCCESS_FIELD_NUMBER: builtins.int
     CANDIDATE_SUCCESS_FIELD_NUMBER: builtins.int
+    NUM_GAINED_FIELD_NUMBER: builtins.int
+    NUM_LOST_FIELD_NUMBER: builtins.int
+    P_VALUE_FIELD_NUMBER: builtins.int
+    NON_INFERIORITY_P_FIELD_NUMBER: builtins.int
+    PROVABLE_FIELD_NUMBER: builtins.int
     family: builtins.str
     n: builtins.int
     incumbent_success: builtins.float
     candidate_success: builtins.float
+    num_gained: builtins.int
+    num_lost: builtins.int
+    p_value: builtins.float
+    """Exact McNemar, two-sided."""
+    non_inferiority_p: builtins.float
+    """That it is worse by no more than the margin, one-sided."""
+    provable: builtins.bool
+    """Whether so few tasks could prove that at all."""
     def __init__(
         self,
         *,
@@ -359,10 +406,140 @@ class FamilyResult(google.protobuf.message.Message):
         n: builtins.int = ...,
         incumbent_success: builtins.float = ...,
         candidate_success: builtins.float = ...,
+        num_gained: builtins.int = ...,
+        num_lost: builtins.int = ...,
+        p_value: builtins.float = ...,
+        non_inferiority_p: builtins.float = ...,
+        provable: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["candidate_success", b"candidate_success", "family", b"family", "incumbent_success", b"incumbent_success", "n", b"n"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["candidate_success", b"candidate_success", "family", b"family", "incumbent_success", b"incumbent_success", "n", b"n", "non_inferiority_p", b"non_inferiority_p", "num_gained", b"num_gained", "num_lost", b"num_lost", "p_value", b"p_value", "provable", b"provable"]) -> None: ...
 
 global___FamilyResult = FamilyResult
+
+@typing.final
+class GateRule(google.protobuf.message.Message):
+    """One rule of the gate."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    HELD_FIELD_NUMBER: builtins.int
+    VALUE_FIELD_NUMBER: builtins.int
+    THRESHOLD_FIELD_NUMBER: builtins.int
+    TEXT_FIELD_NUMBER: builtins.int
+    DECIDES_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    held: builtins.bool
+    value: builtins.float
+    threshold: builtins.float
+    text: builtins.str
+    decides: builtins.bool
+    """Whether the candidate fails with it; the others are only reported."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        held: builtins.bool = ...,
+        value: builtins.float = ...,
+        threshold: builtins.float = ...,
+        text: builtins.str = ...,
+        decides: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["decides", b"decides", "held", b"held", "name", b"name", "text", b"text", "threshold", b"threshold", "value", b"value"]) -> None: ...
+
+global___GateRule = GateRule
+
+@typing.final
+class SampledResult(google.protobuf.message.Message):
+    """Several sampled answers a task, both adapters from the same seeds."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NUM_TASKS_FIELD_NUMBER: builtins.int
+    NUM_DRAWS_FIELD_NUMBER: builtins.int
+    TEMPERATURE_FIELD_NUMBER: builtins.int
+    INCUMBENT_FIELD_NUMBER: builtins.int
+    CANDIDATE_FIELD_NUMBER: builtins.int
+    PASS_AT_1_FIELD_NUMBER: builtins.int
+    PASS_AT_N_FIELD_NUMBER: builtins.int
+    READING_FIELD_NUMBER: builtins.int
+    num_tasks: builtins.int
+    num_draws: builtins.int
+    temperature: builtins.float
+    reading: builtins.str
+    """learned, sharpened, narrowed, worse or unclear."""
+    @property
+    def incumbent(self) -> global___Spread: ...
+    @property
+    def candidate(self) -> global___Spread: ...
+    @property
+    def pass_at_1(self) -> global___Interval:
+        """Of the differences of pass@1 and pass@n, candidate minus incumbent; whole tasks are resampled."""
+
+    @property
+    def pass_at_n(self) -> global___Interval: ...
+    def __init__(
+        self,
+        *,
+        num_tasks: builtins.int = ...,
+        num_draws: builtins.int = ...,
+        temperature: builtins.float = ...,
+        incumbent: global___Spread | None = ...,
+        candidate: global___Spread | None = ...,
+        pass_at_1: global___Interval | None = ...,
+        pass_at_n: global___Interval | None = ...,
+        reading: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["candidate", b"candidate", "incumbent", b"incumbent", "pass_at_1", b"pass_at_1", "pass_at_n", b"pass_at_n"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["candidate", b"candidate", "incumbent", b"incumbent", "num_draws", b"num_draws", "num_tasks", b"num_tasks", "pass_at_1", b"pass_at_1", "pass_at_n", b"pass_at_n", "reading", b"reading", "temperature", b"temperature"]) -> None: ...
+
+global___SampledResult = SampledResult
+
+@typing.final
+class Spread(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PASS_AT_FIELD_NUMBER: builtins.int
+    DISTINCT_ANSWERS_FIELD_NUMBER: builtins.int
+    DISTINCT_ACTIONS_FIELD_NUMBER: builtins.int
+    distinct_answers: builtins.float
+    """Different final answers, different first steps of a task over its draws, mean over tasks."""
+    distinct_actions: builtins.float
+    @property
+    def pass_at(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """pass@k for k = 1, ..., n."""
+
+    def __init__(
+        self,
+        *,
+        pass_at: collections.abc.Iterable[builtins.float] | None = ...,
+        distinct_answers: builtins.float = ...,
+        distinct_actions: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["distinct_actions", b"distinct_actions", "distinct_answers", b"distinct_answers", "pass_at", b"pass_at"]) -> None: ...
+
+global___Spread = Spread
+
+@typing.final
+class Interval(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LOW_FIELD_NUMBER: builtins.int
+    HIGH_FIELD_NUMBER: builtins.int
+    LEVEL_FIELD_NUMBER: builtins.int
+    low: builtins.float
+    high: builtins.float
+    level: builtins.float
+    def __init__(
+        self,
+        *,
+        low: builtins.float = ...,
+        high: builtins.float = ...,
+        level: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["high", b"high", "level", b"level", "low", b"low"]) -> None: ...
+
+global___Interval = Interval
 
 @typing.final
 class Event(google.protobuf.message.Message):

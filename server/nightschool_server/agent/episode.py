@@ -75,6 +75,8 @@ class Execution:
     """That its tools gave back, by sha256."""
     tool_s: float = 0.0
     """What its calls took, added up."""
+    said: Message | None = None
+    """How the step stands in the conversation where that is not its text verbatim."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class Step:
     @property
     def messages(self) -> tuple[Message, ...]:
         """What the step adds to the conversation."""
-        return (assistant(self.text), *self.execution.observations)
+        return (self.execution.said or assistant(self.text), *self.execution.observations)
 
     @property
     def calls(self) -> tuple[ToolCall, ...]:

@@ -19,7 +19,7 @@ from nightschool_server.chat import ToolCall, ToolResult, ToolSpec
 from nightschool_server.errors import InvalidRequestError
 from nightschool_server.tools.call import truncate, unknown_tool
 from nightschool_server.tools.state import ToolState
-from nightschool_server.tools.workers import DEFAULT_MAX_OUTPUT_CHARS, ToolFailure, ToolOutcome
+from nightschool_server.tools.workers import DEFAULT_LIMITS, ToolFailure, ToolOutcome
 
 DEFAULT_CLIENT_TIMEOUT_S = 60.0
 
@@ -63,7 +63,7 @@ class ClientExecutor:
         callback: ClientCallback,
         *,
         timeout_s: float = DEFAULT_CLIENT_TIMEOUT_S,
-        max_output_chars: int = DEFAULT_MAX_OUTPUT_CHARS,
+        max_output_chars: int = DEFAULT_LIMITS.max_output_chars,
     ) -> None:
         """Raises InvalidRequestError for a schema that is wrong or a name that comes twice."""
         for index, spec in enumerate(tools):
@@ -107,11 +107,11 @@ class ClientExecutor:
 class RoutingExecutor:
     """Several executors as one, by the tool's name."""
 
-    def __init__(self, application: ToolExecutor, client: ToolExecutor) -> None:
-        """Raises InvalidRequestError where both bring a tool of the same name."""
+    def __init__(self, application: ToolExecutor, client: ToolExecutor, order: Sequence[str] = ()) -> None:
+        """`order` is `App.tool_order`. Raises InvalidRequestError where both bring a tool of the same name."""
         named = [(where, spec) for where, e in _places(application, client) for spec in e.tools]
         _check_names(named)
-        self.tools: tuple[ToolSpec, ...] = tuple(spec for _, spec in named)
+        self.tools: tuple[ToolSpec, ...] = in_order([spec for _, spec in named], order)
         self._by_name = {spec.name: e for _, e in _places(application, client) for spec in e.tools}
 
     def is_read_only(self, name: str) -> bool:
@@ -121,6 +121,12 @@ class RoutingExecutor:
     async def run(self, call: ToolCall, state: ToolState, *, max_s: float = math.inf) -> ToolOutcome:
         executor = self._by_name.get(call.name)
         return unknown(call, self.tools, state) if executor is None else await executor.run(call, state, max_s=max_s)
+
+
+def in_order(tools: Sequence[ToolSpec], order: Sequence[str]) -> tuple[ToolSpec, ...]:
+    """The tools that `order` names, as it names them, then the others as they come."""
+    places = {name: place for place, name in enumerate(order)}
+    return tuple(sorted(tools, key=lambda spec: places.get(spec.name, len(places))))
 
 
 def _places(application: ToolExecutor, client: ToolExecutor) -> tuple[tuple[str, ToolExecutor], ...]:

@@ -12,9 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from nightschool_server.agent.toolcalls import CLOSE, OPEN, ParsedAnswer, parse_answer
+from nightschool_server.agent.call_forms import FORMS, HERMES, CallForm, strict_fault
+from nightschool_server.agent.toolcalls import ParsedAnswer
 from nightschool_server.chat import Message, ToolSpec, canonical_json
 from nightschool_server.config.serving import AgentConfig
+from nightschool_server.engine import ToolChoice
+from nightschool_server.errors import InvalidRequestError
 
 
 class ActionFormat(Protocol):
@@ -35,8 +38,8 @@ class ActionFormat(Protocol):
         """Whether a step without a call is the final answer; else only a call can end the task, and it is malformed."""
         ...
 
-    def parse(self, text: str) -> ParsedAnswer:
-        """Take a step's calls out of its text. Never raises."""
+    def parse(self, text: str, tools: Sequence[ToolSpec] = ()) -> ParsedAnswer:
+        """Take a step's calls, of these tools, out of its text. Never raises."""
         ...
 
     def key(self, text: str) -> str:
@@ -58,14 +61,18 @@ class ActionFormat(Protocol):
 
 @dataclass(frozen=True)
 class ToolCallFormat:
-    """Tool calls as markup in the text (`toolcalls.py`); the chat template tells the model of tools and form."""
+    """Tool calls as markup in the text (`call_forms.py`); the chat template tells the model of tools and form."""
 
     name: str = "tool_calls"
-    hint: str = f'write a call as {OPEN}{{"name": "...", "arguments": {{...}}}}{CLOSE}, or answer without one'
     answers_in_text: bool = True
+    form: CallForm = HERMES
 
-    def parse(self, text: str) -> ParsedAnswer:
-        return parse_answer(text)
+    @property
+    def hint(self) -> str:
+        return self.form.hint
+
+    def parse(self, text: str, tools: Sequence[ToolSpec] = ()) -> ParsedAnswer:
+        return self.form.read(text, tools)
 
     def key(self, text: str) -> str:
         parsed = self.parse(text)
@@ -87,6 +94,23 @@ class ToolCallFormat:
 TOOL_CALLS = ToolCallFormat()
 
 
+def call_form(config: AgentConfig) -> CallForm:
+    """How the model writes tool calls; `auto` is hermes here, see `call_form_choice.py`."""
+    return FORMS.get(config.tool_call_format, HERMES)
+
+
+def check_form(form: CallForm, tools: Sequence[ToolSpec], *, tool_choice: ToolChoice = "auto") -> None:
+    """Raise InvalidRequestError where answers would have to be guided in a form that cannot be."""
+    if fault := strict_fault(form, tools):
+        raise InvalidRequestError("tools", fault)
+    if tool_choice == "required" and not form.can_be_guided:
+        raise InvalidRequestError(
+            "tool_choice",
+            f"tool_choice is REQUIRED, but calls are written as {form.name} (agent.tool_call_format), and only calls "
+            "as hermes can be guided: send AUTO",
+        )
+
+
 def action_format(config: AgentConfig) -> ActionFormat:
     """The format that the configuration names."""
-    return TOOL_CALLS
+    return ToolCallFormat(form=call_form(config))

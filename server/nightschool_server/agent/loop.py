@@ -33,7 +33,7 @@ from nightschool_server.agent.episode import (
 )
 from nightschool_server.agent.executors import ToolExecutor
 from nightschool_server.agent.formats import TOOL_CALLS, ActionFormat
-from nightschool_server.chat import ToolCall, tool_result
+from nightschool_server.chat import Message, Text, ToolCall, tool_result, user
 from nightschool_server.engine import (
     BASE,
     LIVE_PRIORITY,
@@ -156,7 +156,7 @@ async def execute(
     A step whose calls cannot all be read runs none of them. One cut off by its token limit runs nothing
     and ends the episode. Calls run in their order, each on the state that the last one left; see `calls.py`.
     """
-    parsed = action_format.parse(text)
+    parsed = action_format.parse(text, executor.tools)
     if finish_reason == "length":
         return Execution(parsed.text, (), (), "budget", True, state)
     fault = parsed.error
@@ -167,7 +167,9 @@ async def execute(
             return Execution(parsed.text, (), (), "", True, state)
         fault = "the step holds no action" if parsed.text else "the step is empty"
     if fault is not None:
-        observation = tool_result(ToolCall("call_0", "", "{}"), f"error: {fault}; {action_format.hint}", is_error=True)
+        told = f"error: {fault}; {action_format.hint}"
+        # A template that counts turns by their calls takes no result of a call that it has not seen.
+        observation = user(told) if parsed.as_parts else tool_result(ToolCall("call_0", "", "{}"), told, is_error=True)
         return Execution(parsed.text, (), (observation,), "parse", False, state)
     calls = StepCalls(executor, state, limits, on_event)
     await calls.run_all(parsed.calls)
@@ -180,7 +182,12 @@ async def execute(
         calls.state,
         calls.images,
         calls.tool_s,
+        Message("assistant", (*_text(parsed.text), *parsed.calls)) if parsed.as_parts else None,
     )
+
+
+def _text(text: str) -> tuple[Text, ...]:
+    return (Text(text),) if text else ()
 
 
 async def run_episode(episode: Episode, actor: Actor, on_event: OnEvent = ignore) -> EpisodeResult:

@@ -4,8 +4,9 @@
     {"name": "price", "arguments": {"item": "mug"}}
     </tool_call>
 
-Owns parsing and its inverse. Checking arguments against a schema is the agent runtime's. Whatever a model
-writes is bounded, never executed, and comes out as text that UTF-8, protobuf and SQLite take.
+Owns parsing and its inverse; other families' forms are `call_forms.py`. Checking arguments against a schema is the
+agent runtime's. Whatever a model writes is bounded, never executed, and comes out as text that UTF-8, protobuf and
+SQLite take.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ class ParsedAnswer:
     """In their order; equal calls are kept, each with an id of its own."""
     error: str | None
     """Why the markup could not be read; then `calls` holds only those before the fault."""
+    as_parts: bool = False
+    """Whether the conversation keeps text and calls as parts, which the chat template writes, instead of the answer."""
 
 
 def parse_answer(answer: str) -> ParsedAnswer:
@@ -72,17 +75,22 @@ def _read_call(answer: str, start: int, call_id: str) -> tuple[ToolCall, int]:
 
     The JSON says where it ends, so that an argument may hold the closing tag.
     """
+    value, end = read_json(answer, start)
+    end = _skip_space(answer, end)
+    if not answer.startswith(CLOSE, end):
+        raise ValueError(f"tool call goes on behind its JSON object: {CLOSE} must follow it")
+    return checked_call(value, call_id), end + len(CLOSE)
+
+
+def read_json(answer: str, start: int) -> tuple[Any, int]:
+    """The JSON value that begins at `start` or behind the space there, and where it ends. Raises ValueError."""
     start = _skip_space(answer, start)
     try:
-        value, end = _DECODER.raw_decode(answer, start)
+        return _DECODER.raw_decode(answer, start)
     except json.JSONDecodeError as error:
         raise ValueError(f"tool call is not JSON: {error.msg} at character {error.pos - start}") from error
     except RecursionError as error:
         raise ValueError("tool call is nested too deeply") from error
-    end = _skip_space(answer, end)
-    if not answer.startswith(CLOSE, end):
-        raise ValueError(f"tool call goes on behind its JSON object: {CLOSE} must follow it")
-    return _check_call(value, call_id), end + len(CLOSE)
 
 
 def _skip_space(text: str, position: int) -> int:
@@ -91,7 +99,8 @@ def _skip_space(text: str, position: int) -> int:
     return position
 
 
-def _check_call(value: Any, call_id: str) -> ToolCall:
+def checked_call(value: Any, call_id: str) -> ToolCall:
+    """The call that `{"name": ..., "arguments": {...}}` stands for, within bounds. Raises ValueError."""
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
         raise ValueError('tool call must be an object with "name" and "arguments"')
     name, arguments = value["name"], value.get("arguments", {})

@@ -161,14 +161,26 @@ class AgentConfig(_Section):
     """Of all steps of one task."""
     max_task_s: Seconds = 120.0
     """Wall time of one task, seconds."""
+    tool_call_format: Literal["auto", "hermes", "llama3_json", "mistral", "pythonic", "qwen3_coder"] = "auto"
+    """How the model writes tool calls. `auto`: as its chat template does, hermes where that does not show."""
     temperature: Annotated[float, Field(ge=0, le=4)] = 0.0
     """Of a task that names none. 0 is greedy."""
-    tool_timeout_s: Seconds = 10.0
-    """Of one tool call, seconds; then its worker is killed."""
+    max_calls: Positive = 16
+    """Tool calls in one step; a step with more runs none of them."""
+    max_parallel_calls: Positive = 4
+    """Calls of one step that run side by side, where their tools are read_only. 1: all in their order."""
+    tool_timeout_s: Seconds = 30.0
+    """Of one tool call, where neither the tool nor its application says otherwise, seconds; then it is killed."""
+    max_tool_s: Seconds = 60.0
+    """Of all tool calls of one task together, seconds; no call may take more than what is left."""
+    client_tool_timeout_s: Seconds = 60.0
+    """How long a client may take to answer one call of its tools, seconds."""
     num_tool_workers: Positive = 2
     """Processes that run tools."""
     max_output_chars: Positive = 4000
     """A tool's output is cut to this."""
+    max_tool_memory_bytes: Annotated[int, Field(ge=0)] = 2048 * MIB
+    """Memory that a call may take, in each of its processes, beside what its worker has (Linux). 0: no limit."""
     max_files: Annotated[int, Field(ge=0)] = 16
     """Files that one task may bring, and that one call of a tool may give back."""
     max_file_bytes: Positive = 256 * MIB

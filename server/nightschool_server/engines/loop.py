@@ -139,7 +139,9 @@ class EngineLoop:
             return
         self.num_prompt_tokens += job.num_prompt
         for sequence in job.sequences:
-            sequence.text = TextStream(self._tokenizer, job.sampling.stop)
+            sequence.text = TextStream(
+                self._tokenizer, job.sampling.stop, self._eos_ids if job.sampling.special_tokens else None
+            )
             sequence.matcher = None if job.guide is None else job.guide.matcher()
             self._scheduler.add(sequence)
 

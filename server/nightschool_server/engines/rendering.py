@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nightschool_server.chat import Message, template_messages, template_tools
+from nightschool_server.chat import Message, template_messages, template_tools, text_only
 from nightschool_server.engine import Prompt
 from nightschool_server.engines.pictures import Picture, Pictures
 from nightschool_server.errors import InvalidRequestError, NightschoolError
@@ -106,7 +106,7 @@ class Renderer:
         return tuple(self._parts.pictures.get(name, prompt.images[name]) for name in names)  # type: ignore[union-attr]
 
     def _apply_template(self, messages: Sequence[Message], tools: list[dict[str, Any]] | None) -> str:
-        conversation = template_messages(messages)
+        conversation = template_messages(messages if self._parts.pictures is not None else text_only(messages))
         if self._list_content:
             for entry in conversation:
                 if isinstance(entry["content"], str):
@@ -156,8 +156,12 @@ class Renderer:
 
 
 def image_names(prompt: Prompt, *, accepts_images: bool) -> list[str]:
-    """The images of a prompt in order, by sha256. Raises InvalidRequestError where they cannot be had."""
-    names = [sha256 for message in prompt.messages for sha256 in message.images]
+    """The images of a prompt in order, by sha256. Raises InvalidRequestError where they cannot be had.
+
+    A model that reads text only is told of a tool's images in words; one that the user sends it is refused.
+    """
+    messages = prompt.messages if accepts_images else text_only(prompt.messages)
+    names = [sha256 for message in messages for sha256 in message.images]
     if names and not accepts_images:
         raise InvalidRequestError(
             "images", f"the prompt has {len(names)} images and this model reads text only: send text"

@@ -1,7 +1,7 @@
 """From sampled token ids to the text that a caller may see: incremental, whole characters, stop strings.
 
 The texts of one answer's deltas, joined, are what the tokenizer decodes from all of its token ids
-(special tokens skipped), cut before the first stop string.
+(special tokens skipped unless they are asked for), cut before the first stop string.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ from tokenizers.decoders import DecodeStream
 class TextStream:
     """The text of one answer."""
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], shown_without: frozenset[int] | None = None) -> None:
+        """`shown_without`: show special tokens, but for these; None skips all of them."""
         self._tokenizer = tokenizer
-        self._stream: Any = DecodeStream(skip_special_tokens=True)
+        self._skips = shown_without is None
+        self._hidden = shown_without or frozenset()
+        self._stream: Any = DecodeStream(skip_special_tokens=self._skips)
         self._stop = tuple(s for s in stop if s)
         self._token_ids: list[int] = []
         self._num_decoded = 0
@@ -28,6 +31,8 @@ class TextStream:
 
     def push(self, token_id: int) -> tuple[str, bool]:
         """Text that is new and certain after `token_id`, and whether a stop string ended the answer."""
+        if token_id in self._hidden:
+            return "", False
         self._token_ids.append(token_id)
         piece = self._stream.step(self._tokenizer, token_id)
         if not piece:
@@ -37,7 +42,7 @@ class TextStream:
 
     def finish(self) -> tuple[str, bool]:
         """What is left when the answer ends: held text, and bytes that never became a character (U+FFFD)."""
-        rest = self._tokenizer.decode(self._token_ids, skip_special_tokens=True)[self._num_decoded :]
+        rest = self._tokenizer.decode(self._token_ids, skip_special_tokens=self._skips)[self._num_decoded :]
         text, stopped = self._release(rest)
         if not stopped:
             text, self._held = text + self._held, ""

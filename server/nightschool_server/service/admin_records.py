@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from google.protobuf.json_format import ParseDict
 from nightschool_proto.v1 import admin_pb2
 
 from nightschool_server import chat
@@ -140,6 +141,14 @@ def evaluation_to_proto(row: Row) -> admin_pb2.Evaluation:
         passed=bool(row["passed"]),
         reasons=json.loads(row["reasons"]),
         families=[admin_pb2.FamilyResult(**family) for family in json.loads(row["families"])],
+        set_digest=row["set_digest"],
+        set_version=row["set_version"],
+        detectable=row["detectable"],
+        rules=[admin_pb2.GateRule(**rule) for rule in json.loads(row["rules"])],
+        # The learner's field names are the wire's.
+        sampled=ParseDict(sampled, admin_pb2.SampledResult()) if (sampled := json.loads(row["sampled"])) else None,
+        notes=json.loads(row["notes"]),
+        thresholds_json=row["thresholds"],
     )
 
 

@@ -1,7 +1,7 @@
 """The client's end of a running task: tool requests go out on the reply stream, tool results come in.
 
-Owns the matching of the two. One call is open at a time (the loop runs calls in their order), and every call of a
-task has an id of its own on the wire, so that an answer that comes too late is never taken for the next call's.
+Owns the matching of the two. One call is open at a time (the loop runs a client's calls in their order), and every call
+of a task has an id of its own on the wire, so that an answer that comes too late is never taken for the next call's.
 """
 
 from __future__ import annotations
@@ -32,17 +32,20 @@ class ClientTools:
         self._find_images = find_images
         self._limits = limits
         self._num_calls = 0
+        self._on_wire: dict[str, str] = {}
+        """Ids on the wire of the calls that have begun, by the ids that they have in their step."""
         self._open: tuple[str, asyncio.Future[ClientAnswer]] | None = None
         self._hung_up = False
 
     def begin(self, call: chat.ToolCall) -> chat.ToolCall:
         """`call` with its id on the wire; the calls of the next steps get others."""
         self._num_calls += 1
+        self._on_wire[call.id] = f"call_{self._num_calls}"
         return self.on_wire(call)
 
     def on_wire(self, call: chat.ToolCall) -> chat.ToolCall:
-        """`call`, which began last, with its id on the wire."""
-        return chat.ToolCall(f"call_{self._num_calls}", call.name, call.arguments)
+        """`call`, which has begun, with its id on the wire."""
+        return chat.ToolCall(self._on_wire[call.id], call.name, call.arguments)
 
     async def ask(self, call: chat.ToolCall) -> ClientAnswer:
         """What the client gives back for `call`; cancelled at the deadline by the executor."""

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
+from dataclasses import replace
 
 from nightschool_proto.v1 import agent_pb2
 
 from nightschool_server import engine
+from nightschool_server.agent.formats import call_form, check_form
 from nightschool_server.auth import Caller
 from nightschool_server.errors import InvalidRequestError
 from nightschool_server.ids import new_id
@@ -49,6 +51,8 @@ class Generator:
 
     async def _run(self, call: ModelCall, method: Method, caller: Caller, claim: Claim) -> Events:
         runtime, recorder = self._runtime, self._recorder
+        form = call_form(runtime.config.agent)
+        check_form(form, call.tools, tool_choice=call.tool_choice)
         images = await runtime.images.bytes_of(call.images, keep=recorder.policy_of(call) != "no_log")
         async with runtime.registry.route(
             call.session_id, call.adapter, caller.name, unproven=caller.scope == "admin"
@@ -58,11 +62,11 @@ class Generator:
             request = engine.GenerateRequest(
                 request_id=served.response_id,
                 prompt=engine.Prompt(call.messages, call.tools, images, call.tool_choice),
-                sampling=call.sampling,
+                sampling=replace(call.sampling, special_tokens=form.special_tokens),
                 adapter=lease.adapter,
                 priority=call.priority,
             )
-            so_far = AnswersSoFar(call.sampling.n, call.sampling.logprobs)
+            so_far = AnswersSoFar(call.sampling.n, call.sampling.logprobs, form, call.tools)
             try:
                 async with aclosing(self._sample(request, so_far)) as events:
                     async for event in events:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Literal
@@ -48,6 +48,8 @@ class Served:
     num_steps: int = 1
     num_tool_errors: int = 0
     usage: content_pb2.Usage = field(default_factory=content_pb2.Usage)
+    images: Mapping[str, bytes] = field(default_factory=dict)
+    """That tools gave back, by sha256."""
 
     def end_with_answer(self, so_far: AnswersSoFar) -> None:
         """Take in what was sampled; of several answers the first is the turn that is logged."""
@@ -61,6 +63,7 @@ class Served:
         self.num_steps = result.num_steps
         self.num_tool_errors = result.num_tool_errors
         self.usage = usage_of(result.usage)
+        self.images = {sha256: data for step in result.steps for sha256, data in step.execution.images.items()}
 
 
 class Recorder:
@@ -138,7 +141,7 @@ class Recorder:
             cached_tokens=served.usage.cached_tokens,
             response=response,
             messages=(*sent, *came),
-            images={image.sha256: image.data for image in call.images.sent.values()},
+            images={**{image.sha256: image.data for image in call.images.sent.values()}, **served.images},
         )
 
 

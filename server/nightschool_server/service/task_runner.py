@@ -11,18 +11,20 @@ import asyncio
 import itertools
 import json
 import shutil
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from google.protobuf import json_format
-from nightschool_proto.v1 import agent_pb2
+from nightschool_proto.v1 import agent_pb2, content_pb2
 
 from nightschool_server import chat
 from nightschool_server.agent import episode
 from nightschool_server.agent import loop as agent
 from nightschool_server.agent.executors import ClientExecutor, RoutingExecutor, ToolExecutor
-from nightschool_server.agent.formats import action_format
+from nightschool_server.agent.formats import action_format, call_form, check_form
+from nightschool_server.agent.limits import episode_limits
 from nightschool_server.app import App
 from nightschool_server.auth import Caller
 from nightschool_server.engine import Delta, Sampling
@@ -33,6 +35,8 @@ from nightschool_server.service import wire
 from nightschool_server.service.client_tools import ClientTools
 from nightschool_server.service.repeats import Claim
 from nightschool_server.service.served import Recorder, Served, usage_of
+from nightschool_server.service.task_files import TaskFiles
+from nightschool_server.service.wire_files import files_of
 from nightschool_server.service.wire_replies import (
     merged_deltas,
     messages_to_proto,
@@ -54,6 +58,14 @@ OUTCOMES: dict[episode.Outcome, agent_pb2.TaskFinished.Outcome.ValueType] = {
 }
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """What a task brings beside its messages."""
+
+    images: Mapping[str, bytes]
+    files: TaskFiles
+
+
 class TaskRunner:
     """Runs tasks."""
 
@@ -61,7 +73,10 @@ class TaskRunner:
         self._runtime = runtime
         self._recorder = recorder
         config = runtime.config.agent
-        self._defaults = Sampling(max_tokens=config.max_tokens, temperature=config.temperature)
+        self._form = call_form(config)
+        self._defaults = Sampling(
+            max_tokens=config.max_tokens, temperature=config.temperature, special_tokens=self._form.special_tokens
+        )
 
     async def responses(self, requests: Requests, caller: Caller) -> Responses:
         """Started, what happens, finished. A repeated request_id gets the first one's end."""
@@ -84,6 +99,10 @@ class TaskRunner:
             call = await asyncio.to_thread(wire.task_call, start, self._defaults, limits)
         else:
             call = wire.task_call(start, self._defaults, limits)
+        check_form(self._form, call.tools)
+        if start.files:
+            files = await asyncio.to_thread(files_of, start.files, "start.files", self._runtime.config.agent)
+            call = replace(call, files=files)
         most = max(self._max_steps, self._runtime.config.agent.max_steps)
         if call.max_steps > most:
             raise InvalidRequestError(
@@ -99,15 +118,16 @@ class TaskRunner:
 
     async def _run(self, call: wire.ModelCall, caller: Caller, claim: Claim, requests: Requests) -> Responses:
         runtime, recorder = self._runtime, self._recorder
-        images = await runtime.images.bytes_of(call.images, keep=recorder.policy_of(call) != "no_log")
-        async with runtime.registry.route(
-            call.session_id, call.adapter, caller.name, unproven=caller.scope == "admin"
-        ) as lease:
+        keep = recorder.policy_of(call) != "no_log"
+        images = await runtime.images.bytes_of(call.images, keep=keep)
+        routed = runtime.registry.route(call.session_id, call.adapter, caller.name, unproven=caller.scope == "admin")
+        async with TaskFiles(runtime.store, runtime.config, caller, keep=keep) as files, routed as lease:
+            call = await files.bring(call)
             served = Served(new_id("resp"), "task", caller.name, call, lease.adapter)
             yield Response(started=agent_pb2.Started(response_id=served.response_id, adapter=served.adapter))
             result: episode.EpisodeResult | None = None
             try:
-                async with aclosing(self._batches(served, images, requests)) as batches:
+                async with aclosing(self._batches(served, Inputs(images, files), requests)) as batches:
                     async for batch in batches:
                         for item in joined(batch, logprobs=call.sampling.logprobs):
                             if isinstance(item, episode.EpisodeResult):
@@ -119,15 +139,13 @@ class TaskRunner:
                 raise
             assert result is not None, "an episode ends with its result"
             served.end_with(result)
-            finished = Response(finished=finished_of(result))
+            finished = Response(finished=finished_of(result, files.returned()))
             stored = stored_form(served, finished)
             await recorder.save(served, stored)
             claim.response = stored
             yield finished
 
-    async def _batches(
-        self, served: Served, images: Mapping[str, bytes], requests: Requests
-    ) -> AsyncGenerator[list[Item], None]:
+    async def _batches(self, served: Served, inputs: Inputs, requests: Requests) -> AsyncGenerator[list[Item], None]:
         """What happens in the episode, its result last; each batch is what has come since the one before."""
         queue: asyncio.Queue[Item | None] = asyncio.Queue()
         keep = self._recorder.policy_of(served.call) != "no_log"
@@ -135,7 +153,7 @@ class TaskRunner:
             queue.put_nowait, lambda parts: self._runtime.images.bytes_of(parts, keep=keep), self._runtime.image_limits
         )
         with self._workspace(served.response_id) as root:
-            running = asyncio.create_task(self._run_episode(served, images, client, root, queue.put_nowait))
+            running = asyncio.create_task(self._run_episode(served, inputs, client, root, queue.put_nowait))
             listening = asyncio.create_task(client.listen(requests))
             running.add_done_callback(lambda _: queue.put_nowait(None))
             listening.add_done_callback(lambda task: queue.put_nowait(None) if _failed(task) else None)
@@ -156,7 +174,7 @@ class TaskRunner:
     async def _run_episode(
         self,
         served: Served,
-        images: Mapping[str, bytes],
+        inputs: Inputs,
         client: ClientTools,
         root: Path,
         put: Callable[[Item | None], None],
@@ -171,6 +189,7 @@ class TaskRunner:
                 case episode.ToolStarted(started):
                     put(Response(tool_call=tool_call_to_proto(client.begin(started))))
                 case episode.ToolFinished(ended, outcome):
+                    await inputs.files.take(outcome.files)
                     sent = client.on_wire(ended)
                     put(Response(tool_result=tool_result_to_proto(agent.result_of(sent, outcome))))
                 case episode.Finished(result_):
@@ -181,15 +200,15 @@ class TaskRunner:
         executor, written = self._executor(call, client), action_format(config)
         start = episode.Episode(
             messages=written.begin(with_system_prompt(runtime.app, call.messages), executor.tools),
-            state=initial_state(runtime.app, root),
-            limits=episode.Limits(
+            state=await inputs.files.place(initial_state(runtime.app, root)),
+            limits=episode_limits(
+                config,
                 max_steps=call.max_steps or self._max_steps,
                 max_step_tokens=call.sampling.max_tokens,
                 max_tokens=config.max_task_tokens,
                 max_time_s=config.max_task_s,
-                max_malformed_steps=config.max_malformed_steps,
             ),
-            images=images,
+            images=inputs.images,
         )
         sampler = agent.EngineSampler(
             runtime.engine, served.response_id, adapter=served.adapter, priority=call.priority
@@ -201,8 +220,13 @@ class TaskRunner:
         runtime = self._runtime
         if not call.tools:
             return runtime.tools
-        theirs = ClientExecutor(call.tools, client.ask, max_output_chars=runtime.config.agent.max_output_chars)
-        return RoutingExecutor(runtime.tools, theirs)
+        theirs = ClientExecutor(
+            call.tools,
+            client.ask,
+            timeout_s=runtime.config.agent.client_tool_timeout_s,
+            max_output_chars=runtime.config.agent.max_output_chars,
+        )
+        return RoutingExecutor(runtime.tools, theirs, runtime.app.tool_order if runtime.app else ())
 
     @contextmanager
     def _workspace(self, response_id: str) -> Iterator[Path]:
@@ -236,7 +260,7 @@ def joined(batch: list[Item], *, logprobs: bool) -> Iterator[Response | episode.
             yield from (item for item in run if not isinstance(item, Delta))
 
 
-def finished_of(result: episode.EpisodeResult) -> agent_pb2.TaskFinished:
+def finished_of(result: episode.EpisodeResult, files: Sequence[content_pb2.File]) -> agent_pb2.TaskFinished:
     """How the task ended."""
     return agent_pb2.TaskFinished(
         outcome=OUTCOMES[result.outcome],
@@ -244,6 +268,7 @@ def finished_of(result: episode.EpisodeResult) -> agent_pb2.TaskFinished:
         num_steps=result.num_steps,
         usage=usage_of(result.usage),
         messages=messages_to_proto(result.messages),
+        files=files,
     )
 
 

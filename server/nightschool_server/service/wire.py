@@ -2,7 +2,8 @@
 
 Every violation is an InvalidRequestError that names the field's path (`messages[2].parts[0].image`), the
 value, the rule and the remedy. Owns messages and the envelope that the three model calls share; tools are
-`wire_tools.py`'s, sampling is `wire_sampling.py`'s, images are `wire_images.py`'s, replies are `wire_replies.py`'s.
+`wire_tools.py`'s, sampling is `wire_sampling.py`'s, images are `wire_images.py`'s, files are `wire_files.py`'s,
+replies are `wire_replies.py`'s.
 Whether an adapter exists or a prompt fits is decided by those who know: the registry and the engine.
 
 Hashing image bytes and checking what can be guided take time: call `generate_call` and `task_call` off the event loop
@@ -24,6 +25,7 @@ from nightschool_server.agent import toolcalls
 from nightschool_server.engine import LIVE_PRIORITY, PRACTICE_PRIORITY, Sampling, ToolChoice
 from nightschool_server.errors import InvalidRequestError
 from nightschool_server.image_check import DEFAULT_LIMITS, ImageLimits
+from nightschool_server.service.wire_files import SentFile
 from nightschool_server.service.wire_images import ImageParts
 from nightschool_server.service.wire_sampling import sampling_of
 from nightschool_server.service.wire_tools import json_of, tool_choice_of, tools_of
@@ -68,6 +70,8 @@ class ModelCall:
     tool_choice: ToolChoice
     digest: str
     """sha256 over the request without its request_id: the same id must come with the same digest."""
+    files: tuple[SentFile, ...] = ()
+    """Of RunTask."""
 
 
 def takes_time(messages: Sequence[content_pb2.Message], tools: Sequence[content_pb2.Tool]) -> bool:

@@ -12,7 +12,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from nightschool_proto.v1 import agent_pb2, content_pb2
 
 from nightschool_server import chat, engine
-from nightschool_server.agent.toolcalls import parse_answer
+from nightschool_server.agent.call_forms import HERMES, CallForm
+from nightschool_server.agent.toolcalls import ParsedAnswer
 
 FINISH_REASONS: dict[engine.FinishReason, content_pb2.FinishReason.ValueType] = {
     "stop": content_pb2.STOP,
@@ -50,6 +51,9 @@ class AnswersSoFar:
 
     n: int
     logprobs: bool
+    form: CallForm = HERMES
+    """How the model writes tool calls."""
+    tools: Sequence[chat.ToolSpec] = ()
     answers: list[AnswerSoFar] = field(init=False)
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
@@ -80,19 +84,18 @@ class AnswersSoFar:
 
     def finished(self, answer: AnswerSoFar) -> content_pb2.Answer:
         """The whole answer as it goes onto the wire."""
-        return answer_to_proto(answer, with_tokens=self.logprobs)
+        parsed = self.form.read(answer.text, self.tools)
+        return answer_to_proto(answer, parsed, with_tokens=self.logprobs)
 
 
-def answer_to_proto(answer: AnswerSoFar, *, with_tokens: bool) -> content_pb2.Answer:
-    """The answer with its tool calls taken out of the markup; the text stays verbatim."""
-    text = answer.text
-    parsed = parse_answer(text)
+def answer_to_proto(answer: AnswerSoFar, parsed: ParsedAnswer, *, with_tokens: bool) -> content_pb2.Answer:
+    """The answer with the tool calls that were taken out of its markup; the text stays verbatim."""
     reason = FINISH_REASONS[answer.finish_reason or "cancelled"]
     if parsed.calls and reason == content_pb2.STOP:
         reason = content_pb2.TOOL_CALLS
     return content_pb2.Answer(
         index=answer.index,
-        text=text,
+        text=answer.text,
         tool_calls=[tool_call_to_proto(call) for call in parsed.calls],
         tool_call_error=parsed.error or "",
         finish_reason=reason,

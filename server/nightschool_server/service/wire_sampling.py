@@ -36,6 +36,7 @@ def sampling_of(sampling: content_pb2.Sampling, defaults: Sampling = DEFAULTS) -
         logprobs=sampling.logprobs,
         top_logprobs=_top_logprobs(sampling),
         ignore_eos=sampling.ignore_eos,
+        special_tokens=defaults.special_tokens,
     )
 
 

@@ -79,6 +79,13 @@ class IncomingBlob:
         self.close()
 
 
+def hold_bytes(store: Store, caller: str, data: bytes, media_type: str) -> str:
+    """Keep bytes as a blob that `caller` holds. Returns its sha256."""
+    with IncomingBlob(store) as blob:
+        blob.write(data)
+        return blob.keep(caller, media_type)
+
+
 def hold_file(store: Store, caller: str, path: Path, media_type: str) -> str:
     """Keep a file as a blob that `caller` holds. Returns its sha256."""
     with IncomingBlob(store) as blob, path.open("rb") as file:

@@ -30,7 +30,7 @@ def perform(app: App, call: dict[str, Any]) -> dict[str, Any]:
     Gives `{"failure", "content", "state"?, "returned"?, "traceback"?}`; the state is there only where the call
     succeeded, what it returned where that is more than text. Changes the working directory.
     """
-    tool = app.tool(call["name"])
+    tool = app.tool(call["name"]) or app.simulator(call["name"])
     if tool is None:
         return _failure("unknown_tool", unknown_tool(call["name"], [spec.name for spec in app.specs]))
     workspace = Path(call["workspace"])
@@ -73,6 +73,8 @@ def describe_error(error: BaseException) -> str:
     A ValueError and an exception of the application speak for themselves.
     """
     kind = type(error)
+    if kind is MemoryError and not str(error):
+        return "MemoryError: the tool needs more memory than a call may take"
     speaks = isinstance(error, ValueError) or kind.__module__ != "builtins"
     if speaks and str(error):
         return str(error)

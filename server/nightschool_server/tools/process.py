@@ -17,6 +17,7 @@ import fcntl
 import gc
 import json
 import os
+import resource
 import selectors
 import signal
 import socket
@@ -65,14 +66,14 @@ def main() -> int:
         server.sendall(frame({"error": str(error)}))
         return 1
     server.sendall(frame({"ready": os.getpid()}))
-    Worker(app, server).serve()
+    Worker(app, server, init["max_memory_bytes"]).serve()
     return 0
 
 
 class Child:
     """A forked process that waits for one call, and the worker's end of its socket."""
 
-    def __init__(self, app: App, close: tuple[socket.socket, ...]) -> None:
+    def __init__(self, app: App, close: tuple[socket.socket, ...], max_data_bytes: int = 0) -> None:
         worker = os.getpid()
         self.socket, theirs = socket.socketpair()
         self._received = bytearray()
@@ -83,7 +84,7 @@ class Child:
             try:
                 for inherited in (self.socket, *close):
                     inherited.close()
-                _become_child(worker)
+                _become_child(worker, max_data_bytes)
                 warm_up()
                 if (call := _receive(theirs)) is not None:
                     theirs.sendall(frame(perform(app, call)))
@@ -140,7 +141,7 @@ class Child:
 class Worker:
     """Forks a child per call, passes its call and reply on, and cleans up behind it."""
 
-    def __init__(self, app: App, server: socket.socket) -> None:
+    def __init__(self, app: App, server: socket.socket, max_memory_bytes: int = 0) -> None:
         self._app = app
         self._server = server
         self._child_ended, self._wakeup = socket.socketpair()
@@ -155,12 +156,13 @@ class Worker:
         # Freezing keeps the collector of every child from touching, and so copying, shared pages.
         gc.collect()
         gc.freeze()
+        self._max_data_bytes = _data_bytes() + max_memory_bytes if max_memory_bytes else 0
 
     def serve(self) -> None:
         """One call after another, until the server closes."""
         reply: bytes | None = b""
         while reply is not None:
-            child = Child(self._app, (self._server, self._child_ended, self._wakeup))
+            child = Child(self._app, (self._server, self._child_ended, self._wakeup), self._max_data_bytes)
             try:
                 call = self._next_call()
                 reply = None if call is None else self._run(child, call)
@@ -207,12 +209,14 @@ def _leave_terminal() -> None:
         fcntl.ioctl(terminal, termios.TIOCNOTTY)
 
 
-def _become_child(worker: int) -> None:
+def _become_child(worker: int, max_data_bytes: int) -> None:
     os.setpgid(0, 0)
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if max_data_bytes:
+        resource.setrlimit(resource.RLIMIT_DATA, (max_data_bytes, max_data_bytes))
     if os.getppid() != worker:
         os._exit(0)
 
@@ -235,6 +239,15 @@ def _children() -> list[int]:
     """Processes whose parent this one is; Linux only, elsewhere none are found."""
     path = Path(f"/proc/self/task/{os.getpid()}/children")
     return [int(pid) for pid in path.read_text().split()] if path.exists() else []
+
+
+def _data_bytes() -> int:
+    """Private writable memory of this process, which is what RLIMIT_DATA counts; Linux only, elsewhere 0.
+
+    RLIMIT_AS would count what libraries merely reserve, a hundred times of what they use.
+    """
+    path = Path("/proc/self/statm")
+    return int(path.read_text().split()[5]) * resource.getpagesize() if path.exists() else 0
 
 
 def _prctl(option: int, value: int) -> None:

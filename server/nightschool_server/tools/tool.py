@@ -21,7 +21,7 @@ from nightschool_server.errors import AppError
 from nightschool_server.tools.effects import EFFECTS, Effect
 from nightschool_server.tools.schema import convert, describe, schema_of_parameters
 
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
+TOOL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 
 
 @dataclass
@@ -48,9 +48,9 @@ class Tool:
     """Answers in practice in place of an external tool; takes the same arguments."""
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.spec.name):
+        if not TOOL_NAME.fullmatch(self.spec.name):
             raise AppError(
-                f"{self.where}: tool name {self.spec.name!r} must match {_NAME.pattern}: rename the function"
+                f"{self.where}: tool name {self.spec.name!r} must match {TOOL_NAME.pattern}: rename the function"
             )
         if self.effect not in EFFECTS:
             raise AppError(f"{self.where}: effect {self.effect!r} must be one of {', '.join(sorted(EFFECTS))}")
@@ -66,7 +66,7 @@ class Tool:
     @property
     def where(self) -> str:
         """File and line of the function, for messages."""
-        return _where(self.function)
+        return where_of(self.function)
 
     def prepare(self, arguments: Mapping[str, Any], context: ToolContext, *, simulate: bool = False) -> partial[Any]:
         """The call of the function, or of its simulator, with JSON arguments and the context put in.
@@ -91,7 +91,7 @@ class Tool:
             )
         if isinstance(simulator, Tool):
             raise AppError(f"{self.where}: the simulator of tool {name!r} is itself a tool: give a plain function")
-        where = f"{_where(simulator)}: the simulator of tool {name!r}"
+        where = f"{where_of(simulator)}: the simulator of tool {name!r}"
         taken, theirs = _signature_of(self.function, self.where), _signature_of(simulator, where)
         if missing := [parameter for parameter in taken if parameter not in theirs]:
             raise AppError(f"{where} does not take {missing[0]!r}: give it the parameters of the tool ({self.where})")
@@ -103,6 +103,11 @@ class Tool:
                     f"{where} declares {parameter!r} as {theirs[parameter]}, the tool ({self.where}) as {declared}: "
                     "use the same type and default"
                 )
+
+
+def parameters_of(function: Callable[..., Any], where: str) -> frozenset[str]:
+    """The names that a call of `function` may give. Raises AppError for a signature that cannot be read."""
+    return frozenset(_signature_of(function, where))
 
 
 @overload
@@ -152,7 +157,7 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     return hints
 
 
-def _where(function: Callable[..., Any]) -> str:
+def where_of(function: Callable[..., Any]) -> str:
     """File and line of a function."""
     code = getattr(inspect.unwrap(function), "__code__", None)
     return f"{code.co_filename}:{code.co_firstlineno}" if code else repr(function)
@@ -170,7 +175,7 @@ def _signature_of(function: Callable[..., Any], where: str) -> dict[str, str]:
 
 def _spec_of(function: Callable[..., Any]) -> ToolSpec:
     name = getattr(function, "__name__", "")
-    where = f"{_where(function)}: tool {name!r}"
+    where = f"{where_of(function)}: tool {name!r}"
     try:
         hints = _hints(function)
     except (NameError, TypeError) as error:

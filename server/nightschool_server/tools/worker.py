@@ -58,8 +58,10 @@ class _Peer:
 class ToolWorker:
     """One worker process and the socket to it; started again on the next call after it died."""
 
-    def __init__(self, app_ref: str) -> None:
+    def __init__(self, app_ref: str, max_memory_bytes: int = 0) -> None:
+        """`max_memory_bytes` bounds what a call may take; 0 does not."""
         self._app_ref = app_ref
+        self._max_memory_bytes = max_memory_bytes
         self._process: asyncio.subprocess.Process | None = None
         self._peer: _Peer | None = None
 
@@ -74,7 +76,7 @@ class ToolWorker:
                 pass_fds=(theirs.fileno(),),
             )
             theirs.close()
-            self._peer.send({"app": self._app_ref, "path": _python_path()})
+            self._peer.send({"app": self._app_ref, "path": _python_path(), "max_memory_bytes": self._max_memory_bytes})
             async with asyncio.timeout(START_TIMEOUT_S):
                 reply = await self._peer.receive()
         except TimeoutError:

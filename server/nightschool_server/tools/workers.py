@@ -27,9 +27,22 @@ logger = logging.getLogger(__name__)
 ToolFailure = Literal["", "schema", "execution", "timeout", "unknown_tool", "refused"]
 """Why a call gave an error; "refused": practice may not run it, which is not the model's fault."""
 
-DEFAULT_TIMEOUT_S = 30.0
-DEFAULT_MAX_OUTPUT_CHARS = 16_000
-DEFAULT_RETURN_LIMITS = ReturnLimits()
+
+@dataclass(frozen=True)
+class CallLimits:
+    """What one call of a tool is held to."""
+
+    timeout_s: float = 30.0
+    """Where neither the tool nor its application says otherwise."""
+    max_output_chars: int = 16_000
+    """Longer output is cut, with a mark."""
+    max_memory_bytes: int = 0
+    """What its process may take beside what its worker has. 0: no limit."""
+    returned: ReturnLimits = field(default_factory=ReturnLimits)
+    """Of the images and files that it gives back."""
+
+
+DEFAULT_LIMITS = CallLimits()
 
 
 @dataclass(frozen=True)
@@ -54,27 +67,18 @@ class ToolOutcome:
 class ToolWorkers:
     """A pool of tool workers for one application. Make it with `start`, end it with `close`."""
 
-    def __init__(self, app_ref: str, num_workers: int, max_output_chars: int, limits: ReturnLimits) -> None:
-        self._app_ref = app_ref
-        self._max_output_chars = max_output_chars
+    def __init__(self, app_ref: str, num_workers: int, limits: CallLimits) -> None:
         self._limits = limits
-        self._workers = [_Seat(ToolWorker(app_ref)) for _ in range(num_workers)]
+        self._workers = [_Seat(ToolWorker(app_ref, limits.max_memory_bytes)) for _ in range(num_workers)]
         # Last in, first out: a few callers keep to the few workers that are warm.
         self._idle: asyncio.LifoQueue[_Seat] = asyncio.LifoQueue()
         self._closed = False
 
     @classmethod
-    async def start(
-        cls,
-        app_ref: str,
-        num_workers: int = 2,
-        *,
-        max_output_chars: int = DEFAULT_MAX_OUTPUT_CHARS,
-        limits: ReturnLimits = DEFAULT_RETURN_LIMITS,
-    ) -> ToolWorkers:
+    async def start(cls, app_ref: str, num_workers: int = 2, *, limits: CallLimits = DEFAULT_LIMITS) -> ToolWorkers:
         """Spawn the workers and import the application in each. Raises AppError where that fails."""
         assert num_workers >= 1
-        workers = cls(app_ref, num_workers, max_output_chars, limits)
+        workers = cls(app_ref, num_workers, limits)
         # All are waited for, so that none is still starting when the others are stopped.
         starts = (worker.process.start() for worker in workers._workers)
         failed = [error for error in await asyncio.gather(*starts, return_exceptions=True) if error is not None]
@@ -90,7 +94,7 @@ class ToolWorkers:
         name: str,
         arguments: Mapping[str, Any],
         state: ToolState,
-        timeout_s: float = DEFAULT_TIMEOUT_S,
+        timeout_s: float = DEFAULT_LIMITS.timeout_s,
         *,
         simulate: bool = False,
     ) -> ToolOutcome:
@@ -133,7 +137,7 @@ class ToolWorkers:
         call |= {
             "state": state.data,
             "workspace": str(workspace),
-            "max_output_chars": self._max_output_chars,
+            "max_output_chars": self._limits.max_output_chars,
         }
         try:
             reply = await worker.process.call(call, timeout_s)
@@ -151,7 +155,7 @@ class ToolWorkers:
     ) -> tuple[dict[str, Any], Contents]:
         """The images and files that a call gave back, and what the model reads of them."""
         try:
-            contents = await asyncio.to_thread(take_returned, returned, workspace, root, self._limits)
+            contents = await asyncio.to_thread(take_returned, returned, workspace, root, self._limits.returned)
         except (ValueError, OSError) as fault:
             return {"failure": "execution", "content": f"error: {fault}"}, _NOTHING
         return {**reply, "content": contents.describe(reply["content"])}, contents

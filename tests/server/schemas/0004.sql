@@ -54,10 +54,10 @@ CREATE TABLE critiques (
     -- Nats, in favour of `first`.
     raw TEXT NOT NULL,
     prompt_tokens INTEGER NOT NULL,
-    created_at REAL NOT NULL, why TEXT NOT NULL DEFAULT '', rubric TEXT NOT NULL DEFAULT '', num_votes INTEGER NOT NULL DEFAULT 1, num_cached INTEGER NOT NULL DEFAULT 0, completion_tokens INTEGER NOT NULL DEFAULT 0,
+    created_at REAL NOT NULL,
     UNIQUE (step_id, first, second)
 );
-INSERT INTO "critiques" VALUES('crit_1','step_1',0,1,'first',2.0,'',9,2.0,'','',1,0,0);
+INSERT INTO "critiques" VALUES('crit_1','step_1',0,1,'first',2.0,'',9,2.0);
 CREATE TABLE cycle_seeds (
     cycle_id TEXT NOT NULL REFERENCES cycles(id),
     response_id TEXT NOT NULL REFERENCES requests(id) ON DELETE CASCADE,
@@ -86,37 +86,26 @@ CREATE TABLE cycles (
     ended_at REAL
 );
 INSERT INTO "cycles" VALUES('cycle_1','promoted','manual','try','[]','{}',0,NULL,NULL,'',NULL,0,NULL,NULL,1.0,NULL,NULL);
-CREATE TABLE duels (
-    step_id TEXT NOT NULL REFERENCES steps(id) ON DELETE CASCADE,
-    a INTEGER NOT NULL,
-    b INTEGER NOT NULL,
-    -- Positions, a < b.
-    winner INTEGER,
-    -- NULL where nobody could be sure.
-    why TEXT NOT NULL,
+CREATE TABLE evaluation_judgements (
+    cycle_id TEXT NOT NULL REFERENCES cycles(id),
+    task_id TEXT NOT NULL,
+    candidate_first INTEGER NOT NULL,
+    winner TEXT NOT NULL CHECK (winner IN ('candidate', 'incumbent', 'none')),
     margin REAL NOT NULL,
-    component TEXT NOT NULL,
-    PRIMARY KEY (step_id, a, b)
-);
-CREATE TABLE endpoint_calls (
-    id TEXT PRIMARY KEY,
-    cycle_id TEXT REFERENCES cycles(id),
-    role TEXT NOT NULL,
-    base_url TEXT NOT NULL,
-    model TEXT NOT NULL,
-    error TEXT NOT NULL,
-    -- Empty where it was answered, else the kind of the last failure.
-    num_tries INTEGER NOT NULL,
+    -- Nats, in favour of the candidate.
+    raw TEXT NOT NULL,
     prompt_tokens INTEGER NOT NULL,
-    completion_tokens INTEGER NOT NULL,
-    cost REAL NOT NULL,
-    duration_s REAL NOT NULL,
-    created_at REAL NOT NULL
+    created_at REAL NOT NULL,
+    PRIMARY KEY (cycle_id, task_id, candidate_first)
 );
-CREATE TABLE evaluation_results (
+CREATE TABLE "evaluation_results" (
     set_digest TEXT NOT NULL,
+    protocol TEXT NOT NULL,
+    -- Digest of what else a result depends on: base model, system prompt, tools, limits, sampling.
     adapter TEXT NOT NULL,
     task_id TEXT NOT NULL,
+    draw INTEGER NOT NULL,
+    -- 0: the greedy answer; others: sampled ones.
     family TEXT NOT NULL,
     success INTEGER NOT NULL,
     answer TEXT NOT NULL,
@@ -124,11 +113,30 @@ CREATE TABLE evaluation_results (
     num_steps INTEGER NOT NULL,
     num_tool_errors INTEGER NOT NULL,
     completion_tokens INTEGER NOT NULL,
+    num_simulated INTEGER NOT NULL DEFAULT 0,
+    -- Observations of the episode that a simulator gave.
+    num_unreadable INTEGER NOT NULL DEFAULT 0,
+    num_external INTEGER NOT NULL DEFAULT 0,
+    num_unsafe INTEGER NOT NULL DEFAULT 0,
+    refused INTEGER NOT NULL DEFAULT 0,
+    actions TEXT NOT NULL DEFAULT '[]',
+    -- JSON: a digest of each step's action.
     cycle_id TEXT REFERENCES cycles(id),
-    created_at REAL NOT NULL, num_simulated INTEGER NOT NULL DEFAULT 0,
-    PRIMARY KEY (set_digest, adapter, task_id)
+    created_at REAL NOT NULL,
+    PRIMARY KEY (set_digest, protocol, adapter, task_id, draw)
 );
-INSERT INTO "evaluation_results" VALUES('s','base','t1','stock',1,'4','answered',2,0,30,'cycle_1',3.0,0);
+INSERT INTO "evaluation_results" VALUES('s','','base','t1',0,'stock',1,'4','answered',2,0,30,0,0,0,0,0,'[]','cycle_1',3.0);
+CREATE TABLE evaluation_sets (
+    digest TEXT PRIMARY KEY,
+    app TEXT NOT NULL,
+    version INTEGER NOT NULL,
+    -- 1 for the application's first set, and so on.
+    n INTEGER NOT NULL,
+    families TEXT NOT NULL,
+    -- JSON: family -> {n, digest}.
+    created_at REAL NOT NULL,
+    UNIQUE (app, version)
+);
 CREATE TABLE evaluations (
     id TEXT PRIMARY KEY,
     cycle_id TEXT REFERENCES cycles(id),
@@ -148,8 +156,8 @@ CREATE TABLE evaluations (
     reasons TEXT NOT NULL,
     families TEXT NOT NULL,
     created_at REAL NOT NULL
-);
-INSERT INTO "evaluations" VALUES('eval_1','cycle_1','0001-aaaaaaaa','base','s',400,0.6,0.9,0.2,0.4,0.95,130,10,0.0001,1,'[]','[]',3.0);
+, set_version INTEGER NOT NULL DEFAULT 0, protocol TEXT NOT NULL DEFAULT '', detectable REAL NOT NULL DEFAULT 0, rules TEXT NOT NULL DEFAULT '[]', sampled TEXT NOT NULL DEFAULT 'null', early_stop TEXT NOT NULL DEFAULT 'null', judge TEXT NOT NULL DEFAULT 'null', ability TEXT NOT NULL DEFAULT 'null', notes TEXT NOT NULL DEFAULT '[]', thresholds TEXT NOT NULL DEFAULT '{}');
+INSERT INTO "evaluations" VALUES('eval_1','cycle_1','0001-aaaaaaaa','base','s',400,0.6,0.9,0.2,0.4,0.95,130,10,0.0001,1,'[]','[]',3.0,0,'',0.0,'[]','null','null','null','null','[]','{}');
 CREATE TABLE events (
     id INTEGER PRIMARY KEY,
     at REAL NOT NULL,
@@ -297,10 +305,10 @@ CREATE TABLE steps (
     -- Position of the candidate that the trajectory continued from.
     picked_by TEXT NOT NULL DEFAULT '',
     -- 'facts', 'critic' or 'fallback' (the critic abstained: no pair).
-    created_at REAL NOT NULL, simulated INTEGER NOT NULL DEFAULT 0, abstention TEXT NOT NULL DEFAULT '',
+    created_at REAL NOT NULL, simulated INTEGER NOT NULL DEFAULT 0,
     UNIQUE (rollout_id, position)
 );
-INSERT INTO "steps" VALUES('step_1','roll_1',0,'[]',0,'critic',2.0,0,'');
+INSERT INTO "steps" VALUES('step_1','roll_1',0,'[]',0,'critic',2.0,0);
 CREATE TABLE task_blobs (
     task_id TEXT NOT NULL REFERENCES tasks(id) ON DELETE CASCADE,
     sha256 TEXT NOT NULL REFERENCES blobs(sha256),
@@ -334,19 +342,6 @@ CREATE TABLE tokens (
     revoked_at REAL
 );
 INSERT INTO "tokens" VALUES('alice','user','hash',1.0,NULL);
-CREATE TABLE verdicts (
-    key TEXT PRIMARY KEY,
-    cycle_id TEXT REFERENCES cycles(id),
-    -- That paid for it; NULL for an audit by hand.
-    rubric TEXT NOT NULL,
-    model TEXT NOT NULL,
-    scores TEXT NOT NULL,
-    -- One number a candidate in the order shown, in nats; [] where the answer could not be read.
-    prompt_tokens INTEGER NOT NULL,
-    completion_tokens INTEGER NOT NULL,
-    cost REAL NOT NULL,
-    created_at REAL NOT NULL
-);
 CREATE INDEX events_subject ON events (subject, id);
 CREATE UNIQUE INDEX requests_request_id ON requests (caller, request_id) WHERE request_id IS NOT NULL;
 CREATE INDEX requests_created ON requests (created_at);
@@ -356,7 +351,5 @@ CREATE INDEX blob_holders_sha256 ON blob_holders (sha256);
 CREATE INDEX blob_holders_created ON blob_holders (created_at);
 CREATE INDEX request_blobs_sha256 ON request_blobs (sha256);
 CREATE INDEX task_blobs_sha256 ON task_blobs (sha256);
-CREATE INDEX endpoint_calls_cycle ON endpoint_calls (cycle_id, role);
-CREATE INDEX verdicts_cycle ON verdicts (cycle_id);
 COMMIT;
 PRAGMA user_version = 4;

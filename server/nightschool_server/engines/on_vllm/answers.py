@@ -42,7 +42,7 @@ def sampling_params(sampling: Sampling, grammar: str | None = None) -> Any:
             logprobs=sampling.top_logprobs if sampling.logprobs or sampling.top_logprobs else None,
             ignore_eos=sampling.ignore_eos,
             output_kind=RequestOutputKind.DELTA,
-            skip_special_tokens=True,
+            skip_special_tokens=not sampling.special_tokens,
             structured_outputs=None if grammar is None else StructuredOutputsParams(grammar=grammar),
         )
     except VLLMValidationError as error:
@@ -97,4 +97,4 @@ class Answers:
         return text + (whole[len(said) :] if whole.startswith(said) else "")
 
     def _decode(self, tokens: list[int]) -> str:
-        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=not self._sampling.special_tokens))

@@ -1,0 +1,1 @@
+"""MCP servers as a source of tools: their processes, sessions, and what their results become."""
