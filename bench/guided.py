@@ -29,7 +29,7 @@ from nightschool_server.engines.guidance import strict_fault
 from nightschool_server.engines.matching import Guide
 from nightschool_server.engines.transformers_engine import TransformersEngine, TransformersEngineConfig
 
-from examples.shop.app import app
+from examples.shop.toolbox import TOOLS
 
 MODEL = Path(__file__).resolve().parents[1] / "examples" / "shop" / "model"
 STREAMS = (1, 8)
@@ -88,7 +88,7 @@ def compile_ms() -> float:
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     guide = Guide(tokenizer, len(tokenizer), frozenset({tokenizer.eos_token_id}))
     guide.compiled(Prompt((user("x"),), (ORDER,)))
-    tools = tuple(replace(tool, strict=True) for tool in app.specs)
+    tools = tuple(replace(tool, strict=True) for tool in TOOLS)
     strict_fault.cache_clear()
     began = time.perf_counter()
     guide.compiled(Prompt((user("x"),), tools))

@@ -58,6 +58,7 @@ from nightschool.errors import (
     UnavailableError,
     UnimplementedError,
 )
+from nightschool.pair_records import PairDetail, PairSide, PairVerdict
 from nightschool.records import (
     Adapter,
     AdapterState,
@@ -128,6 +129,9 @@ __all__ = [
     "Outcome",
     "OverloadedError",
     "Pair",
+    "PairDetail",
+    "PairSide",
+    "PairVerdict",
     "PermissionDeniedError",
     "Priority",
     "Reply",

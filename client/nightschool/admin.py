@@ -22,6 +22,7 @@ from nightschool.methods import (
     FORGET_USER,
     GET_ADAPTER,
     GET_CYCLE,
+    GET_PAIR,
     GET_STATUS,
     IMPORT_ADAPTER,
     LIST_ADAPTERS,
@@ -37,6 +38,7 @@ from nightschool.methods import (
     WATCH_CYCLE,
 )
 from nightschool.options import new_request_id
+from nightschool.pair_records import PairDetail
 from nightschool.placement import SLOW_TIMEOUT_S, AsyncPlacement, Placement
 from nightschool.records import Adapter, AdapterState, Cycle, LearnerStatus, Pair, RouteChange, Status, Task
 
@@ -204,6 +206,10 @@ class AsyncAdmin:
             for pair in page.pairs:
                 yield from_proto(Pair, pair)
 
+    async def pair(self, id: str) -> PairDetail:
+        """One preference pair with all that it rests on."""
+        return from_proto(PairDetail, await self._caller.unary(GET_PAIR, admin_pb2.GetPairRequest(id=id)))
+
     async def export_pairs(
         self, *, cycle_id: str = "", timeout_s: float = SLOW_TIMEOUT_S
     ) -> AsyncGenerator[bytes, None]:
@@ -273,6 +279,7 @@ class Admin:
     status = blocking(AsyncAdmin.status)
     tasks = blocking_iterator(AsyncAdmin.tasks)
     pairs = blocking_iterator(AsyncAdmin.pairs)
+    pair = blocking(AsyncAdmin.pair)
     export_pairs = blocking_iterator(AsyncAdmin.export_pairs)
     forget_user = blocking(AsyncAdmin.forget_user)
 

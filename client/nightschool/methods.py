@@ -58,5 +58,6 @@ SLEEP_ENGINE = Method(f"{_ADMIN}/SleepEngine", admin_pb2.SleepEngineRequest, adm
 EXPORT_RUN = Method(f"{_ADMIN}/ExportRun", admin_pb2.ExportRunRequest, admin_pb2.ExportRunResponse)
 LIST_TASKS = Method(f"{_ADMIN}/ListTasks", admin_pb2.ListTasksRequest, admin_pb2.ListTasksResponse)
 LIST_PAIRS = Method(f"{_ADMIN}/ListPairs", admin_pb2.ListPairsRequest, admin_pb2.ListPairsResponse)
+GET_PAIR = Method(f"{_ADMIN}/GetPair", admin_pb2.GetPairRequest, admin_pb2.PairDetail)
 EXPORT_PAIRS = Method(f"{_ADMIN}/ExportPairs", admin_pb2.ExportPairsRequest, admin_pb2.ExportPairsResponse)
 FORGET_USER = Method(f"{_ADMIN}/ForgetUser", admin_pb2.ForgetUserRequest, admin_pb2.ForgetUserResponse)

@@ -99,6 +99,8 @@ class LogStatus:
     num_dropped: int
     """Log lines lost because the writer's queue was full."""
     queue_length: int
+    redacts: bool
+    """Whether text is redacted before it is stored."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,7 @@ class Status:
     home: str
     requests_served: int
     requests_failed: int
+    chat_template_digest: str
 
 
 @dataclass(frozen=True)

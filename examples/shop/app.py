@@ -1,15 +1,16 @@
-"""A shopkeeper's assistant, as a user of nightschool writes it.
+"""A shopkeeper's assistant, as a user of nightschool writes it: its own functions, and a catalogue behind MCP.
 
 `nightschool serve --app examples.shop.app:app --model examples/shop/model` serves it.
 """
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
-from nightschool_server.app import App, ToolContext, tool
+from nightschool_server.app import App, McpServer, ToolContext, tool
 
-from examples.shop import basket, catalogue
+from examples.shop import basket
 from examples.shop import calculator as arithmetic
 
 
@@ -21,26 +22,6 @@ def calculator(expression: str) -> int | float:
         expression: Numbers with + - * / and brackets.
     """
     return arithmetic.calculate(expression)
-
-
-@tool(effect="read_only")
-def price(item: str) -> int:
-    """The price of one item.
-
-    Args:
-        item: The item's name.
-    """
-    return catalogue.price_of(item)
-
-
-@tool(effect="read_only")
-def stock(item: str) -> int:
-    """How many of an item are in stock.
-
-    Args:
-        item: The item's name.
-    """
-    return catalogue.stock_of(item)
 
 
 @tool(effect="workspace")
@@ -60,9 +41,18 @@ def basket_total(context: ToolContext) -> int:
     return basket.total(context.state.get("basket", {}))
 
 
+catalogue = McpServer(
+    "catalogue",
+    command=[sys.executable, "-m", "examples.shop.catalogue_server"],
+    cwd=Path(__file__).parents[2],
+    prefix="",
+)
+
 app = App(
     name="shop",
     system_prompt="You help in a shop. Use the tools; answer with the result alone.",
-    tools=[calculator, price, stock, reserve, basket_total],
+    tools=[calculator, reserve, basket_total],
+    mcp=[catalogue],
+    tool_order=["calculator", "price", "stock", "reserve", "basket_total"],
     evaluation=Path(__file__).with_name("evaluation") / "tasks.jsonl",
 )

@@ -7,15 +7,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from nightschool_server.chat import ToolSpec
+from nightschool_server.chat import ToolSpec, canonical_json
 
 from examples.shop import basket as baskets
 from examples.shop.app import app
 from examples.shop.calculator import calculate
 from examples.shop.catalogue import price_of, stock_of
+from examples.shop.catalogue_server import TOOLS as LISTED
 
 SYSTEM_PROMPT = app.system_prompt
-TOOLS: tuple[ToolSpec, ...] = app.specs
+_OFFERED = {
+    **{spec.name: spec for spec in app.specs},
+    **{tool.name: ToolSpec(tool.name, tool.description or "", canonical_json(tool.input_schema)) for tool in LISTED},
+}
+TOOLS: tuple[ToolSpec, ...] = tuple(_OFFERED[name] for name in app.tool_order)
+"""As a server lists them to the model: the functions and the catalogue's."""
 
 
 def run_tool(name: str, arguments: dict[str, Any], basket: dict[str, int]) -> str:

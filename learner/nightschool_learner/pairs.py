@@ -49,6 +49,8 @@ class Pair:
     """Conversation, chosen and rejected text, normalised: what makes two pairs near duplicates."""
     simulated: bool
     """Whether it rests on an observation that a simulator gave."""
+    lead: float
+    """Nats by which the policy, untempered, gives the chosen answer before the rejected one."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,9 @@ def select(
     """Apply the caps; which pairs go where a cap bites is drawn from `seed`."""
     dropped: Counter[str] = Counter()
     supported = [pairs_of(step, written) for step in steps]
-    usable = [[pair for pair in pairs if config.train_on_simulated or not pair.simulated] for pairs in supported]
-    dropped["simulated"] = sum(map(len, supported)) - sum(map(len, usable))
+    usable = [[pair for pair in pairs if not _unusable(pair, config)] for pairs in supported]
+    dropped.update(_unusable(pair, config) for pairs in supported for pair in pairs)
+    del dropped[""]
     supply = [pair for pairs in usable for pair in pairs[: config.max_per_step]]
     dropped["step_cap"] = sum(map(len, usable)) - len(supply)
     random.Random(seed).shuffle(supply)
@@ -132,7 +135,7 @@ class PairsStage:
         sound = [step for step in agreed if config.train_on_simulated or not step.simulated]
         anchors = select_anchors(
             sound,
-            max(config.min_anchors, round(config.anchors_per_pair * len(selection.pairs))),
+            round(config.anchors_per_pair * len(selection.pairs)),
             min_probability=config.min_anchor_probability,
             seed=cycle.seed,
             action_format=written,
@@ -164,6 +167,7 @@ def _pair(step: DecidedStep, rejected: CandidateRow, kind: Kind, margin: float, 
         margin=margin,
         key=(step.step.history, _normal(chosen.text), _normal(rejected.text)),
         simulated=step.step.simulated or chosen.simulated or rejected.simulated,
+        lead=chosen.logprob - rejected.logprob,
     )
 
 
@@ -172,6 +176,15 @@ def _margin_over(rival: CandidateRow, chosen: CandidateRow, step: DecidedStep) -
     a, b = sorted((rival.position, chosen.position))
     duel = step.duels.get((a, b))
     return duel.margin if duel is not None and duel.winner == chosen.position else None
+
+
+def _unusable(pair: Pair, config: PairsConfig) -> str:
+    """Why a pair is not trained on, whatever the caps leave; empty where it may be."""
+    if pair.simulated and not config.train_on_simulated:
+        return "simulated"
+    if config.max_lead_nats and pair.lead > config.max_lead_nats:
+        return "settled"
+    return ""
 
 
 def _normal(text: str) -> str:

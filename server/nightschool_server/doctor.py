@@ -86,7 +86,8 @@ def _app(config: Config) -> Finding:
 
     def text() -> str:
         app = load_app(config.app)
-        return f"{config.app}: {len(app.tools)} tools, {len(load_evaluation(app).tasks)} held-out tasks"
+        servers = f", {len(app.mcp)} MCP server{'s' * (len(app.mcp) > 1)}" if app.mcp else ""
+        return f"{config.app}: {len(app.tools)} tools{servers}, {len(load_evaluation(app).tasks)} held-out tasks"
 
     return checked("app", text)
 

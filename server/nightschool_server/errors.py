@@ -5,7 +5,8 @@ NightschoolError
 │   └── ContextOverflowError   prompt and answer do not fit the context
 ├── NotFoundError
 │   ├── UnknownAdapterError
-│   └── UnknownCycleError
+│   ├── UnknownCycleError
+│   └── UnknownPairError
 ├── FailedPreconditionError    the request is fine, the state does not allow it
 ├── AlreadyExistsError         an idempotency key was used for something else
 ├── AdapterFormatError         a folder that is not a servable adapter
@@ -59,6 +60,13 @@ class UnknownCycleError(NotFoundError):
 
     def __init__(self, name: str) -> None:
         super().__init__("cycle", name, f"cycle {name!r} is not known: see `nightschool cycles list`")
+
+
+class UnknownPairError(NotFoundError):
+    """No preference pair of that id."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__("pair", name, f"pair {name!r} is not known: see `nightschool pairs list`")
 
 
 class FailedPreconditionError(NightschoolError):

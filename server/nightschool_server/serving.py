@@ -162,11 +162,12 @@ async def _application(config: Config, stack: AsyncExitStack) -> tuple[App | Non
     if not config.app:
         return None, Toolbox()
     app, agent = load_app(config.app), config.agent
-    if fault := strict_fault(call_form(agent), app.specs):
-        raise AppError(f"app {config.app!r}: {fault}")
     limits = call_limits(agent, image_limits_of(config))
     opening = open_tools(app, config.app, num_workers=agent.num_tool_workers, limits=limits)
-    return app, await stack.enter_async_context(opening)
+    tools = await stack.enter_async_context(opening)
+    if fault := strict_fault(call_form(agent), tools.tools):
+        raise AppError(f"app {config.app!r}: {fault}")
+    return app, tools
 
 
 async def _registry(home: Home, store: Store, engine: Engine, config: Config, stack: AsyncExitStack) -> AdapterRegistry:

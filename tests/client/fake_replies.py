@@ -81,6 +81,22 @@ def task_script(*calls: content_pb2.ToolCall, server: FakeServer | None = None) 
     return step
 
 
+def pair_detail() -> admin_pb2.PairDetail:
+    """A pair that the critic decided."""
+    said = content_pb2.Message(role=content_pb2.Message.USER, parts=[content_pb2.Part(text="What is [b]1+1[/b]?")])
+    return admin_pb2.PairDetail(
+        pair=admin_pb2.Pair(id="pair_1", cycle_id="cyc_1", task_id="task_1", kind="both_ran", margin=1.5),
+        messages=[said],
+        chosen=admin_pb2.PairSide(text="2", num_samples=3, logprob=-0.5, token_ids=[5]),
+        rejected=admin_pb2.PairSide(text="[3]", num_samples=1, logprob=-2.5, token_ids=[6, 7]),
+        verdicts=[admin_pb2.PairVerdict(chosen_first=True, verdict="first", margin=1.5, raw="A")],
+        task_prompt="What is 1+1?",
+        seed_request_ids=["resp_1"],
+        sampled_by="base",
+        trained="3-abcdef01",
+    )
+
+
 def cycle(state: admin_pb2.Cycle.State.ValueType = admin_pb2.Cycle.PROMOTED, num_done: int = 10) -> admin_pb2.Cycle:
     """A cycle with two stages."""
     ended = state not in (admin_pb2.Cycle.RUNNING, admin_pb2.Cycle.QUEUED)
@@ -195,6 +211,7 @@ DEFAULTS: dict[str, Step] = {
         lambda rows, token: admin_pb2.ListPairsResponse(pairs=rows, next_page_token=token),
         [admin_pb2.Pair(id=f"pair_{n}", cycle_id="cyc_1", step=n, kind="both_ran", margin=1.5) for n in range(3)],
     ),
+    "GetPair": lambda request, context: pair_detail(),
     "ExportPairs": lambda request, context: iter(
         [
             admin_pb2.ExportPairsResponse(chunk=b'{"prompt": 1}\n'),

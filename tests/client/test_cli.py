@@ -51,7 +51,8 @@ def commands(group: click.Command, *path: str) -> Iterator[tuple[tuple[str, ...]
 TREE = dict(commands(nightschool))
 PASSED_THROUGH = {("serve",), ("doctor",), ("check",), ("learn",), ("train",), ("evaluate",), ("token",)}
 QUERIES = [
-    ("status",), ("models",), ("tasks",), ("pairs",), ("pairs", "list"), ("generate", "hello"), ("run", "hello"),
+    ("status",), ("models",), ("tasks",), ("pairs",), ("pairs", "list"), ("pairs", "show", "pair_1"),
+    ("generate", "hello"), ("run", "hello"),
     ("adapters", "list"), ("adapters", "show", "x"), ("adapters", "promote", "x"), ("adapters", "rollback"),
     ("adapters", "import", "/x"), ("cycles", "list"), ("cycles", "show"), ("cycles", "trigger"),
     ("cycles", "cancel", "x"), ("learner", "pause"), ("learner", "resume"), ("feedback", "resp_1", "--good"),
@@ -64,7 +65,7 @@ def test_the_tree_of_commands_is_this() -> None:
         "init", "check", "serve", "doctor", "learn", "train", "evaluate", "token",
         "status", "generate", "run", "feedback", "models", "forget",
         "tasks", "tasks list",
-        "pairs", "pairs list", "pairs export",
+        "pairs", "pairs list", "pairs show", "pairs export",
         "learner", "learner pause", "learner resume",
         "adapters", "adapters list", "adapters show", "adapters promote", "adapters rollback", "adapters import",
         "adapters delete",

@@ -15,6 +15,7 @@ from nightschool_server.home import Home
 from nightschool_server.store.store import Store
 
 from examples.shop.app import app as shop
+from examples.shop.toolbox import TOOLS
 from tests.harness import Running, server_thread
 
 TASKS = [task for task in load_evaluation(shop).tasks if not task.images][::24]
@@ -76,7 +77,7 @@ def solve(server: Running) -> tuple[int, list[ToolCall]]:
 def test_the_trained_model_does_its_tasks_with_strict_tools(strict: Running, plain: Running) -> None:
     num_right, calls = solve(strict)
     assert num_right >= solve(plain)[0] > 0
-    schemas = {tool.spec.name: tool.spec.schema for tool in shop.tools}
+    schemas = {spec.name: spec.schema for spec in TOOLS}
     assert len(calls) >= len(TASKS)
     for call in calls:
         jsonschema.validate(call.arguments, {**schemas[call.name], "additionalProperties": False})

@@ -89,6 +89,8 @@ def test_gta_is_run_and_scored_with_denominators(
     assert [rows[index]["kind"] for index in rows] == ["phrases", "phrases", "text", "image", "phrases"]
     assert "5/5 tasks, 1 of 5 right" in written.err
     assert all(len(request.prompt.images) == 1 for request in world.engine.requests)
+    told = {request.prompt.messages[1].files[0].name for request in world.engine.requests}
+    assert told == {"image_1.jpg"}  # it lies in the workspace, for tools
     assert {request.sampling.temperature for request in world.engine.requests} == {0.0}
 
 
@@ -142,6 +144,17 @@ def test_gaia_is_run_and_scored_by_level(
     assert lines(out / "submission.jsonl")["d"] == {"task_id": "d", "model_answer": "nobody"}
     looked = [request for request in world.engine.requests if "picture" in request.prompt.messages[1].text]
     assert [len(request.prompt.images) for request in looked] == [1]
+
+
+def test_a_file_that_is_no_picture_goes_into_the_workspace(
+    evaluate: Callable[..., int], tmp_path: Path, world: World
+) -> None:
+    data = write_gaia(tmp_path / "gaia", [gaia_line("e", "Who knows?", "nobody", file_name="e.csv")])
+    (data / "e.csv").write_text("a,b\n")
+    assert evaluate("gaia", "--data", data, "--out", tmp_path / "out") == 0
+    (request,) = world.engine.requests
+    (file,) = request.prompt.messages[1].files
+    assert (file.name, file.size_bytes, len(request.prompt.images)) == ("e.csv", 4, 0)
 
 
 def test_a_task_that_ends_without_an_answer_is_wrong(

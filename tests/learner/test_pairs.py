@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from nightschool_learner.comparisons import Duels
 from nightschool_learner.critique import Duel
 from nightschool_learner.pairs import Pair, pairs_of, select
@@ -59,6 +61,16 @@ def test_a_fallback_or_an_agreement_makes_no_pair() -> None:
 def test_a_failed_rival_loses_by_fact() -> None:
     decided = step(candidate(0), candidate(1, failure="parse"), by="facts")
     assert kinds(pairs_of(decided)) == [("s-c0", "s-c1", "ran_vs_failed")]
+
+
+def test_a_pair_that_the_policy_has_settled_is_left_out_where_a_lead_is_set() -> None:
+    slip, mistake = (replace(candidate(position), logprob=logprob) for position, logprob in ((1, -9.0), (2, -1.5)))
+    steps = [step(candidate(0), slip, mistake, verdicts=both_orders(0, 1, 2))]
+    assert {pair.rejected: pair.lead for pair in pairs_of(steps[0])} == {"s-c1": 8.0, "s-c2": 0.5}
+    assert len(select(steps, NO_CAPS, seed=1).pairs) == 2
+    selection = select(steps, NO_CAPS.model_copy(update={"max_lead_nats": 3.0}), seed=1)
+    assert [pair.rejected for pair in selection.pairs] == ["s-c2"]
+    assert selection.dropped == {"settled": 1}
 
 
 def test_pairs_against_failures_are_at_most_the_configured_share() -> None:

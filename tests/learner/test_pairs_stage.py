@@ -141,23 +141,6 @@ async def test_what_rests_on_a_simulated_observation_is_trained_on_only_where_th
     assert next(pair["chosen"][0]["content"] for pair in pairs if not pair["simulated"]) == MUG
 
 
-async def test_few_pairs_may_come_with_more_anchors(store: Store) -> None:
-    settings = ("pairs.min_pairs=1", "pairs.anchors_per_pair=0", "pairs.min_anchor_probability=0")
-    cycle = cycle_on(store, *settings, "pairs.min_anchors=2")
-    with store.transaction() as db:
-        for slot, prompt in enumerate(
-            ("What is this mug?", "Is the sea blue?", "Is the sea deep?", "Is the sea wide?")
-        ):
-            insert_task(db, cycle.id, new_task(slot, prompt, (), KEPT), [], [])
-
-    def said(prompt: Prompt, sampling: Sampling, index: int) -> str:
-        return "yes" if "sea" in prompt.messages[1].text else answer(prompt, sampling, index)
-
-    await ExploreStage(lambda cycle: FakeSampler(said), lambda cycle, _: nullcontext(FakeCritic())).run(cycle)
-    await PairsStage().run(cycle)
-    assert len((cycle.folder / "anchors.jsonl").read_text().splitlines()) == 2
-
-
 async def test_too_few_pairs_end_the_cycle(store: Store) -> None:
     with pytest.raises(NothingToLearnError, match="4 preference pairs, fewer than"):
         await PairsStage().run(await explored(store))

@@ -27,7 +27,7 @@ def test_a_machine_that_can_serve(tmp_path: Path, capsys: pytest.CaptureFixture[
     home = tmp_path / "home"
     code, found = doctor(capsys, home, "--model", MODEL, "--app", APP, "--engine", "transformers")
     assert code == 0
-    assert found["app", ""].startswith("ok: examples.shop.app:app: 5 tools, 440 held-out tasks")
+    assert found["app", ""].startswith("ok: examples.shop.app:app: 3 tools, 1 MCP server, 440 held-out tasks")
     assert found["model", ""].startswith("ok")
     assert found["engine", "transformers"].endswith("would be taken")
     assert {name for group, name in found if group == "training"} == {*MODES, "as configured"}

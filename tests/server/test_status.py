@@ -21,7 +21,7 @@ def error_classes(root: type[errors.NightschoolError] = errors.NightschoolError)
 def example(cls: type) -> errors.NightschoolError:
     if issubclass(cls, errors.InvalidRequestError):
         return cls("sampling.n", "sampling.n is 0")
-    if issubclass(cls, (errors.UnknownAdapterError, errors.UnknownCycleError)):
+    if issubclass(cls, (errors.UnknownAdapterError, errors.UnknownCycleError, errors.UnknownPairError)):
         return cls("missing")
     if issubclass(cls, errors.NotFoundError):
         return cls("response", "missing", "response 'missing' is not known")

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from nightschool.cli.adapters import adapters
 from nightschool.cli.cycles import cycles
-from nightschool.cli.data import forget, pairs, tasks
+from nightschool.cli.data import forget, tasks
 from nightschool.cli.init import init
 from nightschool.cli.learner import learner
 from nightschool.cli.model import feedback, generate, models, run
+from nightschool.cli.pairs import pairs
 from nightschool.cli.processes import check, doctor, evaluate, learn, serve, token, train
 from nightschool.cli.root import nightschool
 from nightschool.cli.status import status

@@ -1,13 +1,10 @@
-"""`tasks`, `pairs` and `forget`: what the learner made of the logged requests, and their erasure."""
+"""`tasks` and `forget`: what the learner made of the logged requests, and their erasure."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import click
 
-from nightschool.cli.output import json_option, note, when, write_json, write_table
+from nightschool.cli.output import json_option, when, write_json, write_table
 from nightschool.cli.root import Target
 
 cycle_option = click.option("--cycle", "cycle_id", default="", metavar="ID", help="Only those of one cycle.")
@@ -46,43 +43,6 @@ def _list_tasks(target: Target, cycle_id: str, *, as_json: bool) -> None:
     write_table(["id", "cycle", "state", "simulated", "prompt", "created"], rows, empty="no tasks yet")
 
 
-@click.group(invoke_without_command=True, epilog="Example: nightschool pairs export --output pairs.jsonl")
-@cycle_option
-@json_option
-@click.pass_context
-def pairs(context: click.Context, *, cycle_id: str, as_json: bool) -> None:
-    """List or export the preference pairs."""
-    if context.invoked_subcommand is None:
-        _list_pairs(context.obj, cycle_id, as_json=as_json)
-
-
-@pairs.command("list", epilog="Example: nightschool pairs list --cycle cyc_01h455vb4pex")
-@cycle_option
-@json_option
-@click.pass_obj
-def list_pairs(target: Target, *, cycle_id: str, as_json: bool) -> None:
-    """List the preference pairs."""
-    _list_pairs(target, cycle_id, as_json=as_json)
-
-
-@pairs.command(epilog="Example: nightschool pairs export --output pairs.jsonl")
-@cycle_option
-@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="A file. Default: stdout.")
-@click.pass_obj
-def export(target: Target, *, cycle_id: str, output: Path | None) -> None:
-    """Write JSON lines in TRL's conversational preference format."""
-    with target.client() as client:
-        chunks = client.admin.export_pairs(cycle_id=cycle_id)
-        if output is None:
-            stdout = sys.stdout.buffer
-            stdout.writelines(chunks)
-            stdout.flush()
-            return
-        with output.open("wb") as file:
-            num_bytes = sum(file.write(chunk) for chunk in chunks)
-    note(f"{num_bytes} bytes in {output}")
-
-
 @click.command(epilog="Example: nightschool forget ann --yes")
 @click.argument("user")
 @click.confirmation_option(prompt="Erase every logged request of this user, and what was derived from it?")
@@ -102,19 +62,3 @@ def preview(text: str) -> str:
     """The beginning of a text, on one line."""
     line = " ".join(text.split())
     return line if len(line) <= PREVIEW else line[: PREVIEW - 3] + "..."
-
-
-def _list_pairs(target: Target, cycle_id: str, *, as_json: bool) -> None:
-    with target.client() as client:
-        found = list(client.admin.pairs(cycle_id=cycle_id))
-    if as_json:
-        write_json(found)
-        return
-    rows = [
-        [
-            one.id, one.task_id, str(one.step), one.kind, f"{one.margin:.2f}", "yes" if one.simulated else "",
-            preview(one.chosen), preview(one.rejected),
-        ]
-        for one in found
-    ]  # fmt: skip
-    write_table(["id", "task", "step", "kind", "margin", "simulated", "chosen", "rejected"], rows, empty="no pairs yet")

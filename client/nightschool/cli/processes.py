@@ -95,8 +95,7 @@ def evaluate(target: Target, *, arguments: Sequence[str]) -> None:
 
     Example: nightschool evaluate gta --data gta_dataset
     """
-    no_tls = ["--no-tls"] if target.tls is False and arguments else []
-    _become("learner", "nightschool_learner.benchmarks", target, [*arguments, *no_tls])
+    become_learner("nightschool_learner.benchmarks", target, arguments)
 
 
 @click.command(context_settings=PASS_THROUGH, add_help_option=False)
@@ -108,6 +107,12 @@ def token(target: Target, *, arguments: Sequence[str]) -> None:
     Example: nightschool token create app --scope user
     """
     _become("server", "nightschool_server", target, ["token", *arguments])
+
+
+def become_learner(module: str, target: Target, arguments: Sequence[str]) -> NoReturn:
+    """Replace this process by a module of the learner that calls the server of `target`."""
+    no_tls = ["--no-tls"] if target.tls is False else []
+    _become("learner", module, target, [*arguments, *no_tls])
 
 
 def _become(extra: str, package: str, target: Target, arguments: Sequence[str]) -> NoReturn:

@@ -33,8 +33,8 @@ NUM_SEEDS = 80
 BASE = "base"
 ALLOW_SABOTAGE = "learner.fault_injection.allow=true"
 SABOTAGE = ("learner.fault_injection.invert_critic=true", "learner.synthesize.num_tasks=200")
-ONCE_MORE = ("learner.train.learning_rate=5e-4", "learner.pairs.min_pairs=12")
-"""After a first night little is left to learn, and what was learned wants a lower rate."""
+ONCE_MORE = ("learner.train.learning_rate=5e-4",)
+"""After a first night little is left to learn, often nothing; what there is wants a lower rate."""
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(error.message, USER_MISTAKE if error.code in CALLER_MISTAKES else FAULT)
     except LearnerError as error:
         return _fail(str(error), FAULT)
+    except OSError as error:
+        return _fail(str(error), USER_MISTAKE)
     except (KeyboardInterrupt, asyncio.CancelledError):
         return _fail("interrupted; what was attempted is kept", INTERRUPTED)
     text = json.dumps(summary, ensure_ascii=False, indent=2) if options.json else "\n".join(table_of(summary))

@@ -91,6 +91,7 @@ class Examination:
         run = self.client.run_task(
             task.prompt,
             images=images_of(task) if self.run.with_images else (),
+            files=task.files,
             max_steps=self.run.max_steps,
             max_tokens=self.run.max_tokens,
             temperature=0.0,

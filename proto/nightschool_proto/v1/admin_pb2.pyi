@@ -10,6 +10,7 @@ import google.protobuf.internal.containers
 import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
 import google.protobuf.timestamp_pb2
+import nightschool_proto.v1.content_pb2
 import sys
 import typing
 
@@ -48,6 +49,7 @@ class GetStatusResponse(google.protobuf.message.Message):
     HOME_FIELD_NUMBER: builtins.int
     REQUESTS_SERVED_FIELD_NUMBER: builtins.int
     REQUESTS_FAILED_FIELD_NUMBER: builtins.int
+    CHAT_TEMPLATE_DIGEST_FIELD_NUMBER: builtins.int
     version: builtins.str
     base_model: builtins.str
     base_model_digest: builtins.str
@@ -58,6 +60,7 @@ class GetStatusResponse(google.protobuf.message.Message):
     home: builtins.str
     requests_served: builtins.int
     requests_failed: builtins.int
+    chat_template_digest: builtins.str
     @property
     def started_at(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
     @property
@@ -83,9 +86,10 @@ class GetStatusResponse(google.protobuf.message.Message):
         home: builtins.str = ...,
         requests_served: builtins.int = ...,
         requests_failed: builtins.int = ...,
+        chat_template_digest: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["engine_status", b"engine_status", "learner", b"learner", "log", b"log", "started_at", b"started_at"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["active_adapter", b"active_adapter", "base_model", b"base_model", "base_model_digest", b"base_model_digest", "engine", b"engine", "engine_status", b"engine_status", "healthy", b"healthy", "home", b"home", "learner", b"learner", "log", b"log", "previous_adapter", b"previous_adapter", "requests_failed", b"requests_failed", "requests_served", b"requests_served", "started_at", b"started_at", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["active_adapter", b"active_adapter", "base_model", b"base_model", "base_model_digest", b"base_model_digest", "chat_template_digest", b"chat_template_digest", "engine", b"engine", "engine_status", b"engine_status", "healthy", b"healthy", "home", b"home", "learner", b"learner", "log", b"log", "previous_adapter", b"previous_adapter", "requests_failed", b"requests_failed", "requests_served", b"requests_served", "started_at", b"started_at", "version", b"version"]) -> None: ...
 
 global___GetStatusResponse = GetStatusResponse
 
@@ -132,11 +136,14 @@ class LogStatus(google.protobuf.message.Message):
     NUM_FEEDBACK_FIELD_NUMBER: builtins.int
     NUM_DROPPED_FIELD_NUMBER: builtins.int
     QUEUE_LENGTH_FIELD_NUMBER: builtins.int
+    REDACTS_FIELD_NUMBER: builtins.int
     num_requests: builtins.int
     num_feedback: builtins.int
     num_dropped: builtins.int
     """Log lines lost because the writer's queue was full."""
     queue_length: builtins.int
+    redacts: builtins.bool
+    """Text is redacted before it is stored (log.redact)."""
     def __init__(
         self,
         *,
@@ -144,8 +151,9 @@ class LogStatus(google.protobuf.message.Message):
         num_feedback: builtins.int = ...,
         num_dropped: builtins.int = ...,
         queue_length: builtins.int = ...,
+        redacts: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["num_dropped", b"num_dropped", "num_feedback", b"num_feedback", "num_requests", b"num_requests", "queue_length", b"queue_length"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["num_dropped", b"num_dropped", "num_feedback", b"num_feedback", "num_requests", b"num_requests", "queue_length", b"queue_length", "redacts", b"redacts"]) -> None: ...
 
 global___LogStatus = LogStatus
 
@@ -1332,6 +1340,141 @@ class Pair(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["chosen", b"chosen", "cycle_id", b"cycle_id", "id", b"id", "kind", b"kind", "margin", b"margin", "prompt", b"prompt", "rejected", b"rejected", "simulated", b"simulated", "step", b"step", "task_id", b"task_id"]) -> None: ...
 
 global___Pair = Pair
+
+@typing.final
+class GetPairRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ID_FIELD_NUMBER: builtins.int
+    id: builtins.str
+    def __init__(
+        self,
+        *,
+        id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["id", b"id"]) -> None: ...
+
+global___GetPairRequest = GetPairRequest
+
+@typing.final
+class PairDetail(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PAIR_FIELD_NUMBER: builtins.int
+    MESSAGES_FIELD_NUMBER: builtins.int
+    CHOSEN_FIELD_NUMBER: builtins.int
+    REJECTED_FIELD_NUMBER: builtins.int
+    VERDICTS_FIELD_NUMBER: builtins.int
+    TASK_PROMPT_FIELD_NUMBER: builtins.int
+    SEED_REQUEST_IDS_FIELD_NUMBER: builtins.int
+    SAMPLED_BY_FIELD_NUMBER: builtins.int
+    TRAINED_FIELD_NUMBER: builtins.int
+    CREATED_AT_FIELD_NUMBER: builtins.int
+    task_prompt: builtins.str
+    sampled_by: builtins.str
+    """Who sampled: an adapter's name, "base" for none."""
+    trained: builtins.str
+    """The adapter that was trained on it; empty where none was."""
+    @property
+    def pair(self) -> global___Pair: ...
+    @property
+    def messages(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[nightschool_proto.v1.content_pb2.Message]:
+        """What the model had been told when it sampled both."""
+
+    @property
+    def chosen(self) -> global___PairSide: ...
+    @property
+    def rejected(self) -> global___PairSide: ...
+    @property
+    def verdicts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___PairVerdict]:
+        """The critic's comparisons of the two, at most one an order; none where facts decided."""
+
+    @property
+    def seed_request_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """The logged requests that the task was written from."""
+
+    @property
+    def created_at(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        pair: global___Pair | None = ...,
+        messages: collections.abc.Iterable[nightschool_proto.v1.content_pb2.Message] | None = ...,
+        chosen: global___PairSide | None = ...,
+        rejected: global___PairSide | None = ...,
+        verdicts: collections.abc.Iterable[global___PairVerdict] | None = ...,
+        task_prompt: builtins.str = ...,
+        seed_request_ids: collections.abc.Iterable[builtins.str] | None = ...,
+        sampled_by: builtins.str = ...,
+        trained: builtins.str = ...,
+        created_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["chosen", b"chosen", "created_at", b"created_at", "pair", b"pair", "rejected", b"rejected"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["chosen", b"chosen", "created_at", b"created_at", "messages", b"messages", "pair", b"pair", "rejected", b"rejected", "sampled_by", b"sampled_by", "seed_request_ids", b"seed_request_ids", "task_prompt", b"task_prompt", "trained", b"trained", "verdicts", b"verdicts"]) -> None: ...
+
+global___PairDetail = PairDetail
+
+@typing.final
+class PairSide(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: builtins.int
+    OBSERVATION_FIELD_NUMBER: builtins.int
+    FAILURE_FIELD_NUMBER: builtins.int
+    NUM_SAMPLES_FIELD_NUMBER: builtins.int
+    LOGPROB_FIELD_NUMBER: builtins.int
+    TOKEN_IDS_FIELD_NUMBER: builtins.int
+    text: builtins.str
+    observation: builtins.str
+    """What its tools gave back, as the critic saw it."""
+    failure: builtins.str
+    """The fact that speaks against it; empty where none does."""
+    num_samples: builtins.int
+    logprob: builtins.float
+    """Nats, of all its tokens."""
+    @property
+    def token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        text: builtins.str = ...,
+        observation: builtins.str = ...,
+        failure: builtins.str = ...,
+        num_samples: builtins.int = ...,
+        logprob: builtins.float = ...,
+        token_ids: collections.abc.Iterable[builtins.int] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["failure", b"failure", "logprob", b"logprob", "num_samples", b"num_samples", "observation", b"observation", "text", b"text", "token_ids", b"token_ids"]) -> None: ...
+
+global___PairSide = PairSide
+
+@typing.final
+class PairVerdict(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CHOSEN_FIRST_FIELD_NUMBER: builtins.int
+    VERDICT_FIELD_NUMBER: builtins.int
+    MARGIN_FIELD_NUMBER: builtins.int
+    RAW_FIELD_NUMBER: builtins.int
+    chosen_first: builtins.bool
+    """Whether the critic was shown the chosen one first."""
+    verdict: builtins.str
+    """first, second or invalid."""
+    margin: builtins.float
+    """Nats, in favour of the chosen one."""
+    raw: builtins.str
+    """What the critic wrote."""
+    def __init__(
+        self,
+        *,
+        chosen_first: builtins.bool = ...,
+        verdict: builtins.str = ...,
+        margin: builtins.float = ...,
+        raw: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["chosen_first", b"chosen_first", "margin", b"margin", "raw", b"raw", "verdict", b"verdict"]) -> None: ...
+
+global___PairVerdict = PairVerdict
 
 @typing.final
 class ExportPairsRequest(google.protobuf.message.Message):

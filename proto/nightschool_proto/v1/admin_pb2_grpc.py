@@ -129,6 +129,11 @@ class AdminServiceStub(object):
                 request_serializer=nightschool__proto_dot_v1_dot_admin__pb2.ListPairsRequest.SerializeToString,
                 response_deserializer=nightschool__proto_dot_v1_dot_admin__pb2.ListPairsResponse.FromString,
                 _registered_method=True)
+        self.GetPair = channel.unary_unary(
+                '/nightschool.v1.AdminService/GetPair',
+                request_serializer=nightschool__proto_dot_v1_dot_admin__pb2.GetPairRequest.SerializeToString,
+                response_deserializer=nightschool__proto_dot_v1_dot_admin__pb2.PairDetail.FromString,
+                _registered_method=True)
         self.ExportPairs = channel.unary_stream(
                 '/nightschool.v1.AdminService/ExportPairs',
                 request_serializer=nightschool__proto_dot_v1_dot_admin__pb2.ExportPairsRequest.SerializeToString,
@@ -266,6 +271,13 @@ class AdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetPair(self, request, context):
+        """One pair with all that it rests on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ExportPairs(self, request, context):
         """JSON lines in TRL's conversational preference format.
         """
@@ -377,6 +389,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.ListPairs,
                     request_deserializer=nightschool__proto_dot_v1_dot_admin__pb2.ListPairsRequest.FromString,
                     response_serializer=nightschool__proto_dot_v1_dot_admin__pb2.ListPairsResponse.SerializeToString,
+            ),
+            'GetPair': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPair,
+                    request_deserializer=nightschool__proto_dot_v1_dot_admin__pb2.GetPairRequest.FromString,
+                    response_serializer=nightschool__proto_dot_v1_dot_admin__pb2.PairDetail.SerializeToString,
             ),
             'ExportPairs': grpc.unary_stream_rpc_method_handler(
                     servicer.ExportPairs,
@@ -902,6 +919,33 @@ class AdminService(object):
             '/nightschool.v1.AdminService/ListPairs',
             nightschool__proto_dot_v1_dot_admin__pb2.ListPairsRequest.SerializeToString,
             nightschool__proto_dot_v1_dot_admin__pb2.ListPairsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPair(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nightschool.v1.AdminService/GetPair',
+            nightschool__proto_dot_v1_dot_admin__pb2.GetPairRequest.SerializeToString,
+            nightschool__proto_dot_v1_dot_admin__pb2.PairDetail.FromString,
             options,
             channel_credentials,
             insecure,

@@ -123,6 +123,12 @@ class AdminServiceStub:
         nightschool_proto.v1.admin_pb2.ListPairsResponse,
     ]
 
+    GetPair: grpc.UnaryUnaryMultiCallable[
+        nightschool_proto.v1.admin_pb2.GetPairRequest,
+        nightschool_proto.v1.admin_pb2.PairDetail,
+    ]
+    """One pair with all that it rests on."""
+
     ExportPairs: grpc.UnaryStreamMultiCallable[
         nightschool_proto.v1.admin_pb2.ExportPairsRequest,
         nightschool_proto.v1.admin_pb2.ExportPairsResponse,
@@ -239,6 +245,12 @@ class AdminServiceAsyncStub:
         nightschool_proto.v1.admin_pb2.ListPairsRequest,
         nightschool_proto.v1.admin_pb2.ListPairsResponse,
     ]
+
+    GetPair: grpc.aio.UnaryUnaryMultiCallable[
+        nightschool_proto.v1.admin_pb2.GetPairRequest,
+        nightschool_proto.v1.admin_pb2.PairDetail,
+    ]
+    """One pair with all that it rests on."""
 
     ExportPairs: grpc.aio.UnaryStreamMultiCallable[
         nightschool_proto.v1.admin_pb2.ExportPairsRequest,
@@ -394,6 +406,14 @@ class AdminServiceServicer(metaclass=abc.ABCMeta):
         request: nightschool_proto.v1.admin_pb2.ListPairsRequest,
         context: _ServicerContext,
     ) -> typing.Union[nightschool_proto.v1.admin_pb2.ListPairsResponse, collections.abc.Awaitable[nightschool_proto.v1.admin_pb2.ListPairsResponse]]: ...
+
+    @abc.abstractmethod
+    def GetPair(
+        self,
+        request: nightschool_proto.v1.admin_pb2.GetPairRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[nightschool_proto.v1.admin_pb2.PairDetail, collections.abc.Awaitable[nightschool_proto.v1.admin_pb2.PairDetail]]:
+        """One pair with all that it rests on."""
 
     @abc.abstractmethod
     def ExportPairs(

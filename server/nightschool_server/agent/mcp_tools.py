@@ -17,6 +17,7 @@ from nightschool_server.agent.executors import failed
 from nightschool_server.agent.open_tool import OpenTool, RunCall
 from nightschool_server.app import App
 from nightschool_server.chat import ToolSpec, canonical_json
+from nightschool_server.engines.guidance import strict_fault
 from nightschool_server.errors import AppError
 from nightschool_server.mcp.server import McpServer
 from nightschool_server.tools.call import truncate
@@ -75,7 +76,7 @@ def _tools_of(session: McpSession, app: App, limits: CallLimits) -> list[OpenToo
             where=server.label,
             closed=_is_closed(tool.input_schema),
             timeout_s=timeout_s,
-            run=_run(session, tool.name, limits.max_output_chars),
+            run=_run(session, tool.name, limits),
         )
         for tool in session.tools
         if tool.name in wanted and tool.name not in server.exclude
@@ -128,7 +129,10 @@ def _spec(server: McpServer, tool: Tool) -> ToolSpec:
         raise AppError(
             f"{server.label}: the schema of its tool {tool.name!r} is wrong: {fault}: leave it out with exclude"
         )
-    return ToolSpec(name, tool.description or tool.title or "", schema)
+    spec = ToolSpec(name, tool.description or tool.title or "", schema, server.strict)
+    if fault := strict_fault(spec):
+        raise AppError(f"{server.label}: {fault}")
+    return spec
 
 
 def _effect(server: McpServer, tool: Tool) -> Effect:
@@ -143,17 +147,19 @@ def _is_closed(schema: dict[str, Any]) -> bool:
     return "properties" in schema and not COMBINATORS & schema.keys()
 
 
-def _run(session: McpSession, name: str, max_output_chars: int) -> RunCall:
+def _run(session: McpSession, name: str, limits: CallLimits) -> RunCall:
+    from nightschool_server.mcp.content import observation_of
     from nightschool_server.mcp.session import CallFailedError
 
     async def run(arguments: dict[str, Any], state: ToolState, max_s: float) -> ToolOutcome:
         started = time.perf_counter()
         try:
-            seen = await session.call(name, arguments, max_s)
+            result = await session.call(name, arguments, max_s)
         except CallFailedError as error:
             seconds = time.perf_counter() - started
-            return failed(error.failure, truncate(str(error), max_output_chars), state, seconds)
-        seconds, text = time.perf_counter() - started, truncate(seen.text, max_output_chars)
+            return failed(error.failure, truncate(str(error), limits.max_output_chars), state, seconds)
+        seen = await observation_of(result, limits.returned.images)
+        seconds, text = time.perf_counter() - started, truncate(seen.text, limits.max_output_chars)
         return ToolOutcome(text, seen.is_error, "execution" if seen.is_error else "", state, seconds, seen.images)
 
     return run

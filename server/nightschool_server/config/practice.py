@@ -97,6 +97,9 @@ class PairsConfig(_Section):
     """A cycle with fewer stops: training on them would teach noise."""
     train_on_simulated: bool = False
     """Train on pairs and anchors that rest on what a simulator gave back in the place of an external tool."""
+    max_lead_nats: Annotated[float, Field(ge=0)] = 0.0
+    """Leave out a pair whose chosen answer the policy gives more than so many nats before the rejected one: it does so
+    already. 0: keep all. For short answers: the logprobs of long ones differ by more for their length alone."""
     max_per_step: Positive = 4
     max_per_task: Positive = 8
     max_per_tool: Positive = 200
@@ -105,8 +108,6 @@ class PairsConfig(_Section):
     """Of pairs in which the rejected candidate failed: they teach format more than judgement."""
     anchors_per_pair: Annotated[float, Field(ge=0, le=16)] = 1.0
     """Steps on which all candidates agreed, for each pair; training holds their likelihood. 0: none."""
-    min_anchors: Annotated[int, Field(ge=0)] = 0
-    """At least so many, where there are that many such steps: few pairs leave as much to hold as many."""
     min_anchor_probability: Annotated[float, Field(ge=0, le=1)] = 0.9
     """Of such a step's whole answer, untempered: an error on which all agreed by chance is not held fast."""
 

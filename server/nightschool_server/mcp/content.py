@@ -5,16 +5,17 @@ Owns the words for what is neither. The model's view of Python's tools is `tools
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import mcp_types as types
 
 from nightschool_server.chat import canonical_json
-from nightschool_server.image_check import check_image
+from nightschool_server.image_check import DEFAULT_LIMITS, ImageLimits, check_image
 
 
 @dataclass(frozen=True)
@@ -27,14 +28,19 @@ class Observation:
     """Encoded bytes by sha256, in their order."""
 
 
-def observation_of(result: types.CallToolResult) -> Observation:
+async def observation_of(result: types.CallToolResult, limits: ImageLimits = DEFAULT_LIMITS) -> Observation:
     """The texts in their order, one under the other; images apart; a line for what is neither.
 
-    Structured content is shown where there is no text, since a server repeats it there. Hashes and checks images: off
-    the event loop where there are any, please.
+    Structured content is shown where there is no text, since a server repeats it there.
     """
+    if all(isinstance(block, types.TextContent) for block in result.content):
+        return _observation(result, limits)
+    return await asyncio.to_thread(_observation, result, limits)  # Images are decoded, hashed and checked.
+
+
+def _observation(result: types.CallToolResult, limits: ImageLimits) -> Observation:
     images: dict[str, bytes] = {}
-    lines = [line for block in result.content if (line := _line(block, images))]
+    lines = [line for block in result.content if (line := _line(block, images, limits))]
     if not lines and result.structured_content is not None:
         lines = [canonical_json(result.structured_content)]
     text = "\n".join(lines)
@@ -43,17 +49,12 @@ def observation_of(result: types.CallToolResult) -> Observation:
     return Observation(text or ("" if images else "done"), False, images)
 
 
-def has_images(content: Sequence[types.ContentBlock]) -> bool:
-    """Whether reading the result takes time."""
-    return any(not isinstance(block, types.TextContent) for block in content)
-
-
-def _line(block: types.ContentBlock, images: dict[str, bytes]) -> str:
+def _line(block: types.ContentBlock, images: dict[str, bytes], limits: ImageLimits) -> str:
     match block:
         case types.TextContent():
             return block.text
         case types.ImageContent():
-            return _image(block.data, block.mime_type, images)
+            return _image(block.data, block.mime_type, images, limits)
         case types.AudioContent():
             return f"[audio, {block.mime_type}, {_num_bytes(block.data)} bytes: it cannot be played here]"
         case types.ResourceLink():
@@ -64,15 +65,17 @@ def _line(block: types.ContentBlock, images: dict[str, bytes]) -> str:
         case types.EmbeddedResource(resource=types.BlobResourceContents() as resource):
             mime_type = resource.mime_type or "unknown type"
             if mime_type.startswith("image/"):
-                return _image(resource.blob, mime_type, images)
+                return _image(resource.blob, mime_type, images, limits)
             return f"[resource {resource.uri}, {mime_type}, {_num_bytes(resource.blob)} bytes]"
     return f"[{block.type}: not shown]"
 
 
-def _image(encoded: str, mime_type: str, images: dict[str, bytes]) -> str:
+def _image(encoded: str, mime_type: str, images: dict[str, bytes], limits: ImageLimits) -> str:
+    if len(images) == limits.max_images:
+        return f"[image, {mime_type}, that is not shown: at most {limits.max_images} are]"
     try:
         data = base64.b64decode(encoded, validate=True)
-        check_image(data)
+        check_image(data, limits)
     except (binascii.Error, ValueError) as error:
         return f"[image, {mime_type}, that cannot be shown: it {error}]"
     images[hashlib.sha256(data).hexdigest()] = data

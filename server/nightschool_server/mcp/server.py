@@ -56,6 +56,8 @@ class McpServer:
     """What a tool's call changes, by the server's own names, where its annotations do not say so."""
     simulate: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     """Functions that answer in practice in place of external tools, by the server's own names; same arguments."""
+    strict: bool = False
+    """Whether the arguments of its tools' calls are held to their schemas while they are sampled."""
     timeout_s: float | None = None
     """Of one call; None takes the application's `tool_timeout_s`."""
     start_timeout_s: float = 30.0

@@ -18,7 +18,6 @@ from pydantic import ValidationError
 
 from nightschool_server.errors import AppError
 from nightschool_server.mcp.connection import Connection, ServerEndedError
-from nightschool_server.mcp.content import Observation, has_images, observation_of
 from nightschool_server.mcp.server import McpServer
 from nightschool_server.tools.workers import ToolFailure
 
@@ -56,7 +55,7 @@ class McpSession:
         """Connect and list. Raises AppError."""
         return cls(server, await Connection.open(server))
 
-    async def call(self, name: str, arguments: dict[str, Any], timeout_s: float) -> Observation:
+    async def call(self, name: str, arguments: dict[str, Any], timeout_s: float) -> types.CallToolResult:
         """What the tool gave back. Raises CallFailedError; cancelling tells the server and returns at once.
 
         `timeout_s` counts from when the server runs.
@@ -75,7 +74,7 @@ class McpSession:
         except (RuntimeError, ValidationError) as error:  # The SDK holds a result to the schemas of tool and protocol.
             raise self._execution(f"gave a result that breaks its own rules: {error}") from None
         self._num_restarts = 0
-        return await asyncio.to_thread(observation_of, result) if has_images(result.content) else observation_of(result)
+        return result
 
     async def close(self) -> None:
         """End the server. Idempotent."""

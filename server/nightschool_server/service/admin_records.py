@@ -1,21 +1,20 @@
-"""What operators read of the learner's rows: cycles with their stages, evaluations, tasks and pairs.
+"""What operators read of the learner's rows: cycles with their stages, evaluations and tasks.
 
-Owns the SQL and the way from rows to the wire; the learner writes these rows (its `records.py` and
-`practice_records.py`). Every function is a read.
+Pairs are `admin_pairs.py`'s. Owns the SQL and the way from rows to the wire; the learner writes these rows (its
+`records.py` and `practice_records.py`). Every function is a read.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf.json_format import ParseDict
 from nightschool_proto.v1 import admin_pb2
 
-from nightschool_server import chat
 from nightschool_server.errors import UnknownCycleError
 from nightschool_server.service.pages import Page
 from nightschool_server.service.wire_replies import timestamp
@@ -97,32 +96,6 @@ def list_tasks(store: Store, page: Page, cycle_id: str) -> tuple[list[admin_pb2.
     return [_task(row) for row in kept], token
 
 
-def list_pairs(store: Store, page: Page, cycle_id: str) -> tuple[list[admin_pb2.Pair], str]:
-    """Preference pairs, oldest first; of one cycle where `cycle_id` is not empty."""
-    found = store.query(
-        f"{_PAIRS} WHERE p.id > ? AND (? = '' OR p.cycle_id = ?) ORDER BY p.id LIMIT ?",
-        (page.after[0] if page.after else "", cycle_id, cycle_id, page.size + 1),
-    )
-    kept, token = page.cut(found, lambda row: (row["id"],))
-    return [_pair(row) for row in kept], token
-
-
-def export_pairs(store: Store, cycle_id: str, tools: Sequence[chat.ToolSpec]) -> Iterator[str]:
-    """Lines of JSON in TRL's conversational preference format, one for each pair, with `tools` and image hashes."""
-    rendered_tools = chat.template_tools(tools)
-    after = ""
-    while True:
-        found = store.query(
-            f"{_PAIRS} WHERE p.id > ? AND (? = '' OR p.cycle_id = ?) ORDER BY p.id LIMIT 200",
-            (after, cycle_id, cycle_id),
-        )
-        for row in found:
-            yield json.dumps(_preference(row, rendered_tools), ensure_ascii=False) + "\n"
-        if not found:
-            return
-        after = found[-1]["id"]
-
-
 def evaluation_to_proto(row: Row) -> admin_pb2.Evaluation:
     """A candidate against an incumbent."""
     return admin_pb2.Evaluation(
@@ -150,14 +123,6 @@ def evaluation_to_proto(row: Row) -> admin_pb2.Evaluation:
         notes=json.loads(row["notes"]),
         thresholds_json=row["thresholds"],
     )
-
-
-_PAIRS = (
-    "SELECT p.*, s.position AS step, s.history, r.task_id, c.text AS chosen_text, d.text AS rejected_text, "
-    "s.simulated OR c.simulated OR d.simulated AS simulated "
-    "FROM pairs p JOIN steps s ON s.id = p.step_id JOIN rollouts r ON r.id = s.rollout_id "
-    "JOIN candidates c ON c.id = p.chosen JOIN candidates d ON d.id = p.rejected"
-)
 
 
 def _stage(row: Row) -> admin_pb2.Stage:
@@ -192,40 +157,3 @@ def _task(row: Row) -> admin_pb2.Task:
         created_at=timestamp(row["created_at"]),
         num_simulated=row["num_simulated"],
     )
-
-
-def _pair(row: Row) -> admin_pb2.Pair:
-    return admin_pb2.Pair(
-        id=row["id"],
-        cycle_id=row["cycle_id"],
-        task_id=row["task_id"],
-        step=row["step"],
-        kind=row["kind"],
-        prompt=_last_turn(row["history"]),
-        chosen=row["chosen_text"],
-        rejected=row["rejected_text"],
-        margin=row["margin"],
-        simulated=bool(row["simulated"]),
-    )
-
-
-def _last_turn(history: str) -> str:
-    """The text that the step answers: the last user turn, or the last tool's result."""
-    last = chat.messages_from_json(history)[-1]
-    results = [part.content for part in last.parts if isinstance(part, chat.ToolResult)]
-    return last.text or "\n".join(results)
-
-
-def _preference(row: Row, tools: list[dict[str, Any]] | None) -> dict[str, Any]:
-    history = chat.messages_from_json(row["history"])
-    return {
-        "prompt": chat.template_messages(history),
-        "chosen": [{"role": "assistant", "content": row["chosen_text"]}],
-        "rejected": [{"role": "assistant", "content": row["rejected_text"]}],
-        "tools": tools,
-        "images": [sha256 for message in history for sha256 in message.images],
-        "pair_id": row["id"],
-        "kind": row["kind"],
-        "margin": row["margin"],
-        "simulated": bool(row["simulated"]),
-    }

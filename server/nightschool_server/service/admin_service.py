@@ -2,8 +2,8 @@
 
 Owns the way from a method to what does the work, and idempotency: a write with a request_id that was answered before
 gets the same reply. Adapters are `adapters/registry.py`'s (through `admin_adapters.py`), cycles `admin_cycles.py`'s,
-lists `admin_records.py`'s, the engine's device `placement_admin.py`'s. The scope was checked by `interceptors.py`; who
-did what is in the audit trail.
+lists `admin_records.py`'s and `admin_pairs.py`'s, the engine's device `placement_admin.py`'s. The scope was checked by
+`interceptors.py`; who did what is in the audit trail.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from nightschool_proto.v1 import admin_pb2, admin_pb2_grpc
 
 from nightschool_server.agent.formats import action_format
 from nightschool_server.runtime import Runtime
-from nightschool_server.service import admin_records
+from nightschool_server.service import admin_pairs, admin_records
 from nightschool_server.service.admin_adapters import AdapterAdmin
 from nightschool_server.service.admin_cycles import CycleAdmin
 from nightschool_server.service.admin_status import status_of
@@ -149,15 +149,20 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
     async def ListPairs(self, request: admin_pb2.ListPairsRequest, context: Context) -> admin_pb2.ListPairsResponse:
         """Preference pairs."""
         page = page_of(request, f"pairs:{request.cycle_id}")
-        pairs, token = await asyncio.to_thread(admin_records.list_pairs, self._runtime.store, page, request.cycle_id)
+        pairs, token = await asyncio.to_thread(admin_pairs.list_pairs, self._runtime.store, page, request.cycle_id)
         return admin_pb2.ListPairsResponse(pairs=pairs, next_page_token=token)
+
+    async def GetPair(self, request: admin_pb2.GetPairRequest, context: Context) -> admin_pb2.PairDetail:
+        """One preference pair with all that it rests on."""
+        pair_id = identifier(request.id, "id")
+        return await asyncio.to_thread(admin_pairs.get_pair, self._runtime.store, pair_id)
 
     async def ExportPairs(
         self, request: admin_pb2.ExportPairsRequest, context: Context
     ) -> AsyncIterator[admin_pb2.ExportPairsResponse]:
         """JSON lines in TRL's conversational preference format, in chunks that end with a line."""
         tools = action_format(self._runtime.config.agent).shown(self._runtime.tools.tools)
-        lines = admin_records.export_pairs(self._runtime.store, request.cycle_id, tools)
+        lines = admin_pairs.export_pairs(self._runtime.store, request.cycle_id, tools)
         while chunk := await asyncio.to_thread(_next_chunk, lines):
             yield admin_pb2.ExportPairsResponse(chunk=chunk)
 

@@ -35,9 +35,11 @@ def status_of(runtime: Runtime, learner: admin_pb2.LearnerStatus) -> admin_pb2.G
             num_feedback=counts.num_feedback,
             num_dropped=counts.num_dropped,
             queue_length=counts.queue_length,
+            redacts=runtime.config.log.redact,
         ),
         learner=learner,
         home=str(runtime.home.path),
         requests_served=runtime.counters.num_served,
         requests_failed=runtime.counters.num_failed,
+        chat_template_digest=runtime.engine.model.chat_template_digest,
     )

@@ -45,6 +45,7 @@ TABLE: dict[type[errors.NightschoolError], Row] = {
     errors.NotFoundError: Row(grpc.StatusCode.NOT_FOUND, "NOT_FOUND"),
     errors.UnknownAdapterError: Row(grpc.StatusCode.NOT_FOUND, "UNKNOWN_ADAPTER"),
     errors.UnknownCycleError: Row(grpc.StatusCode.NOT_FOUND, "UNKNOWN_CYCLE"),
+    errors.UnknownPairError: Row(grpc.StatusCode.NOT_FOUND, "UNKNOWN_PAIR"),
     errors.FailedPreconditionError: Row(grpc.StatusCode.FAILED_PRECONDITION, "FAILED_PRECONDITION"),
     errors.AlreadyExistsError: Row(grpc.StatusCode.ALREADY_EXISTS, "ALREADY_EXISTS"),
     errors.AdapterFormatError: Row(grpc.StatusCode.INVALID_ARGUMENT, "ADAPTER_FORMAT"),
