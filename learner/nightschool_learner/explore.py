@@ -24,6 +24,7 @@ from nightschool_server.agent.toolbox import open_tools
 from nightschool_server.chat import ToolSpec, system, user
 from nightschool_server.errors import InvalidRequestError
 from nightschool_server.ids import new_id
+from nightschool_server.tools.placing import PlacedFile, place_files
 from nightschool_server.tools.state import ToolState
 
 from nightschool_learner import practice_counts, practice_records, records, seed_records
@@ -124,7 +125,7 @@ async def _rollout(practice: Practice, cycle: Cycle, task: TaskRow, known: Rollo
     root = workspaces / rollout.id
     state, outcome, answer = "done", "", ""
     try:
-        episode = first_episode(cycle, task, root, practice.executor.tools)
+        episode = await asyncio.to_thread(first_episode, cycle, task, root, practice.executor.tools)
         result = await run_episode(episode, PracticeActor(practice, task, rollout.id))
         outcome, answer = result.outcome, result.answer
     except RefusedPickError:
@@ -138,7 +139,10 @@ async def _rollout(practice: Practice, cycle: Cycle, task: TaskRow, known: Rollo
 
 
 def first_episode(cycle: Cycle, task: TaskRow, root: Path, tools: Sequence[ToolSpec]) -> Episode:
-    """The episode in which a task begins, as a live one would."""
+    """The episode in which a task begins, as a live one would. Writes the task's files to the disk.
+
+    Raises InvalidRequestError where the bytes of one are gone.
+    """
     app, config = cycle.app, cycle.config.explore
     head = (system(app.system_prompt),) if app.system_prompt else ()
     limits = episode_limits(
@@ -148,5 +152,10 @@ def first_episode(cycle: Cycle, task: TaskRow, root: Path, tools: Sequence[ToolS
         max_tokens=config.max_tokens * (config.max_steps or app.max_steps),
         max_time_s=NO_TIME_LIMIT_S,
     )
-    messages = action_format(cycle.agent).begin((*head, user(task.prompt, task.images)), tools)
-    return Episode(messages, ToolState.initial(app, root), limits)
+    messages = action_format(cycle.agent).begin((*head, user(task.prompt, task.images, task.files)), tools)
+    files = [PlacedFile(file, cycle.store.blob_path(file.sha256)) for file in task.files]
+    try:
+        state = place_files(ToolState.initial(app, root), files)
+    except FileNotFoundError as error:
+        raise InvalidRequestError("files", f"a file of task {task.id} is gone: {error}") from error
+    return Episode(messages, state, limits)

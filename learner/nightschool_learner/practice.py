@@ -8,6 +8,7 @@ part begins, and a step that is in the rows is replayed from them: nothing is sa
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,15 +21,16 @@ from nightschool_server.chat import Message, ToolResult, messages_to_json, num_s
 from nightschool_server.config.practice import ExploreConfig
 from nightschool_server.engine import Prompt, Sampling
 from nightschool_server.ids import new_id
+from nightschool_server.store.request_rows import media_type_of
 from nightschool_server.store.store import Store
 from nightschool_server.tools.state import ToolState
 
-from nightschool_learner import practice_records
+from nightschool_learner import practice_records, seed_records
 from nightschool_learner.actions import Action, merge
 from nightschool_learner.comparisons import Comparer, Court
 from nightschool_learner.critique import Choice, Contender, Context, choose
 from nightschool_learner.practice_records import REFUSED, CandidateRow, StepRow
-from nightschool_learner.prompts import CandidateView
+from nightschool_learner.prompts import CandidateView, in_words
 from nightschool_learner.sampling import AnswerSampler, Sample, derive_seed
 from nightschool_learner.seed_records import TaskRow
 from nightschool_learner.stages import Progress
@@ -65,6 +67,7 @@ class PracticeActor:
         self._recorded = practice_records.steps_of(practice.store, rollout_id)
         self._num_before = 0
         """Messages in front of what the rollout added."""
+        self._kept_images: set[str] = set()
 
     async def act(self, episode: Episode) -> Step:
         """Sample, run and choose; the episode continues from the pick. See `agent.loop.Actor`."""
@@ -109,7 +112,13 @@ class PracticeActor:
             new_id("step"), self._rollout_id, position, history, None, "", num_simulated(episode.messages) > 0
         )
         candidates = [_candidate(step.id, i, action, executions[i]) for i, action in enumerate(actions)]
-        await self._practice.writer.write(lambda db: practice_records.insert_step(db, step, candidates))
+        images = await asyncio.to_thread(self._keep_images, episode)
+
+        def insert(db: sqlite3.Connection) -> None:
+            practice_records.insert_step(db, step, candidates)
+            seed_records.link_blobs(db, self._task.id, images)
+
+        await self._practice.writer.write(insert)
         self._practice.explored.advance(
             0,
             samples=len(samples),
@@ -119,6 +128,14 @@ class PracticeActor:
             **Counter("simulated" for c in candidates if c.simulated),
         )
         return step, candidates, executions
+
+    def _keep_images(self, episode: Episode) -> list[str]:
+        """Store what tools have shown so far, so that the trainer finds it. Returns the new ones' sha256."""
+        new = {sha256: data for sha256, data in episode.images.items() if sha256 not in self._kept_images}
+        for data in new.values():
+            self._practice.store.put_blob(data, media_type_of(data))
+        self._kept_images.update(new)
+        return list(new)
 
     async def _samples(self, episode: Episode, position: int) -> list[Sample]:
         """One cold sample, then the hot ones; the hot ones in one call, so that they share a prefill."""
@@ -187,7 +204,7 @@ class PracticeActor:
 
 def observation_of(messages: Sequence[Message]) -> str:
     """What the tools gave back, as the critic reads it."""
-    return "\n".join(part.content for message in messages for part in message.parts if isinstance(part, ToolResult))
+    return "\n".join(in_words(part) for message in messages for part in message.parts if isinstance(part, ToolResult))
 
 
 def _views(candidates: Sequence[CandidateRow]) -> dict[int, CandidateView]:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nightschool_server.agent.toolcalls import write_call
-from nightschool_server.chat import Message, Text, ToolCall, ToolResult, ToolSpec, canonical_json, system, user
+from nightschool_server.chat import File, Message, Text, ToolCall, ToolResult, ToolSpec, canonical_json, system, user
 
 CRITIC_SYSTEM = (
     "Compare two candidates for an assistant's next step. The better one moves the task on: the right tool "
@@ -178,6 +178,11 @@ def parse_written_task(text: str, seeds: Sequence[SeedView]) -> WrittenTask:
     return WrittenTask(prompt, index)
 
 
+def in_words(result: ToolResult) -> str:
+    """A tool's result where only text has its place: a mark stands for each image."""
+    return "\n".join(["[image]"] * len(result.images) + [result.content])
+
+
 def as_data(text: str) -> str:
     """`text` with every fence, turn marker and image token made harmless by a space."""
     return _MARKUP.sub("< ", text).strip()
@@ -209,8 +214,10 @@ def write_turn(message: Message) -> str:
                 written.append(text)
             case ToolCall(_, name, arguments):
                 written.append(write_call(name, json.loads(arguments)))
-            case ToolResult(_, _, content):
-                written.append(content)
+            case ToolResult():
+                written.append(in_words(part))
+            case File():
+                written.append(part.line)
             case _:
                 written.append("[image]")
     return f"{message.role}: {' '.join(written)}"

@@ -65,7 +65,7 @@ def test_a_failed_rival_loses_by_fact() -> None:
 
 def test_a_pair_that_the_policy_has_settled_is_left_out_where_a_lead_is_set() -> None:
     slip, mistake = (replace(candidate(position), logprob=logprob) for position, logprob in ((1, -9.0), (2, -1.5)))
-    steps = [step(candidate(0), slip, mistake, verdicts=both_orders(0, 1, 2))]
+    steps = [step(candidate(0), slip, mistake, duels=won(0, 1, 2))]
     assert {pair.rejected: pair.lead for pair in pairs_of(steps[0])} == {"s-c1": 8.0, "s-c2": 0.5}
     assert len(select(steps, NO_CAPS, seed=1).pairs) == 2
     selection = select(steps, NO_CAPS.model_copy(update={"max_lead_nats": 3.0}), seed=1)
