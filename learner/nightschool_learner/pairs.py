@@ -25,9 +25,13 @@ from nightschool_server.ids import new_id
 from nightschool_learner import practice_records
 from nightschool_learner.anchors import select_anchors
 from nightschool_learner.errors import NothingToLearnError
+from nightschool_learner.length_matching import Lengths, stretched
 from nightschool_learner.pair_export import write_anchors_file, write_pairs_file
 from nightschool_learner.practice_records import REFUSED, CandidateRow, DecidedStep
 from nightschool_learner.stages import Cycle, Ending
+
+MIN_TO_MATCH = 16
+"""Of fewer pairs the ratio of lengths is chance, and matching it would leave out what there is."""
 
 Kind = Literal["both_ran", "ran_vs_failed"]
 
@@ -51,6 +55,10 @@ class Pair:
     """Whether it rests on an observation that a simulator gave."""
     lead: float
     """Nats by which the policy, untempered, gives the chosen answer before the rejected one."""
+    num_tokens: Lengths
+    """Of the chosen and of the rejected answer."""
+    is_alike: bool
+    """Whether both ran, and both answer or both call: only then is one longer in words and not in kind."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +116,10 @@ def select(
             per_task[pair.task_id] += 1
             per_tool[pair.tool] += 1
             kept.append(pair)
-    capped = _cap_failed(kept, config.max_share_failed)
-    dropped["failed_cap"] = len(kept) - len(capped)
+    matched = _match_lengths(kept, config.max_length_ratio)
+    dropped["length"] = len(kept) - len(matched)
+    capped = _cap_failed(matched, config.max_share_failed)
+    dropped["failed_cap"] = len(matched) - len(capped)
     return Selection(tuple(capped), {reason: count for reason, count in dropped.items() if count})
 
 
@@ -168,6 +178,8 @@ def _pair(step: DecidedStep, rejected: CandidateRow, kind: Kind, margin: float, 
         key=(step.step.history, _normal(chosen.text), _normal(rejected.text)),
         simulated=step.step.simulated or chosen.simulated or rejected.simulated,
         lead=chosen.logprob - rejected.logprob,
+        num_tokens=(len(chosen.token_ids), len(rejected.token_ids)),
+        is_alike=not rejected.failure and chosen.final == rejected.final,
     )
 
 
@@ -189,6 +201,15 @@ def _unusable(pair: Pair, config: PairsConfig) -> str:
 
 def _normal(text: str) -> str:
     return " ".join(text.casefold().split())
+
+
+def _match_lengths(pairs: Sequence[Pair], max_ratio: float) -> list[Pair]:
+    """Leave out alike pairs until their chosen answers are as long as the rejected ones, within `max_ratio`."""
+    alike = [pair for pair in pairs if pair.is_alike]
+    if len(alike) < MIN_TO_MATCH:
+        return list(pairs)
+    left_out = {alike[index].key for index in stretched([pair.num_tokens for pair in alike], max_ratio)}
+    return [pair for pair in pairs if pair.key not in left_out]
 
 
 def _cap_failed(pairs: Sequence[Pair], max_share: float) -> list[Pair]:

@@ -106,10 +106,19 @@ class PairsConfig(_Section):
     """Pairs whose chosen step calls the same tool first; final answers count as one tool."""
     max_share_failed: Share = 0.5
     """Of pairs in which the rejected candidate failed: they teach format more than judgement."""
+    max_length_ratio: Annotated[float, Field(ge=0)] = 1.5
+    """Tokens of chosen answers over those of rejected ones, or the other way round, over pairs that ran and in which
+    both answer or both call. Beyond it those that stretch it most are left out. At least 1; 0: no matching."""
     anchors_per_pair: Annotated[float, Field(ge=0, le=16)] = 1.0
     """Steps on which all candidates agreed, for each pair; training holds their likelihood. 0: none."""
     min_anchor_probability: Annotated[float, Field(ge=0, le=1)] = 0.9
     """Of such a step's whole answer, untempered: an error on which all agreed by chance is not held fast."""
+
+    @model_validator(mode="after")
+    def _ratio_can_hold(self) -> Self:
+        if 0 < self.max_length_ratio < 1:
+            raise ValueError(f"max_length_ratio is {self.max_length_ratio:g}; it must be 0 or at least 1")
+        return self
 
 
 class FaultInjectionConfig(_Section):
