@@ -25,7 +25,7 @@ from nightschool_learner.critique import Abstention, Context, Critic, Verdict, W
 from nightschool_learner.errors import EndpointError
 from nightschool_learner.prompts import CandidateView
 from nightschool_learner.roles import Model, open_role
-from nightschool_learner.rubrics import RUBRICS, clipped, letters_of
+from nightschool_learner.rubrics import RUBRICS, clipped, letters_of, without_images
 from nightschool_learner.sampling import AnswerSampler, derive_seed, patiently
 from nightschool_learner.stages import Cycle
 from nightschool_learner.verdict_cache import Answer, Spent, VerdictCache, key_of
@@ -121,6 +121,8 @@ class Judge:
         self, context: Context, views: Sequence[CandidateView], vote: int
     ) -> tuple[Answer | None, Abstention]:
         """One answer, from the cache where it was given before; else None and why."""
+        if not self.config.shows_images:
+            context, views = without_images(context, views)
         shown, clipped_views = clipped(context, views, self.config.max_chars)
         messages = RUBRICS[self.config.rubric].ask(shown, clipped_views)
         letters = letters_of(len(views))

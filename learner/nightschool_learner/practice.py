@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from nightschool_server.agent.episode import Episode, Execution, Step, Usage
@@ -112,7 +112,7 @@ class PracticeActor:
             new_id("step"), self._rollout_id, position, history, None, "", num_simulated(episode.messages) > 0
         )
         candidates = [_candidate(step.id, i, action, executions[i]) for i, action in enumerate(actions)]
-        images = await asyncio.to_thread(self._keep_images, episode)
+        images = await asyncio.to_thread(self._keep_images, episode, executions.values())
 
         def insert(db: sqlite3.Connection) -> None:
             practice_records.insert_step(db, step, candidates)
@@ -129,9 +129,12 @@ class PracticeActor:
         )
         return step, candidates, executions
 
-    def _keep_images(self, episode: Episode) -> list[str]:
-        """Store what tools have shown so far, so that the trainer finds it. Returns the new ones' sha256."""
-        new = {sha256: data for sha256, data in episode.images.items() if sha256 not in self._kept_images}
+    def _keep_images(self, episode: Episode, executions: Iterable[Execution]) -> list[str]:
+        """Store what tools have shown so far, for trainer and critic to find. Returns the new ones' sha256."""
+        shown = dict(episode.images)
+        for execution in executions:
+            shown |= execution.images
+        new = {sha256: data for sha256, data in shown.items() if sha256 not in self._kept_images}
         for data in new.values():
             self._practice.store.put_blob(data, media_type_of(data))
         self._kept_images.update(new)
@@ -208,7 +211,7 @@ def observation_of(messages: Sequence[Message]) -> str:
 
 
 def _views(candidates: Sequence[CandidateRow]) -> dict[int, CandidateView]:
-    return {c.position: CandidateView(c.text, c.observation) for c in candidates}
+    return {c.position: CandidateView(c.text, c.observation, c.images) for c in candidates}
 
 
 def _candidate(step_id: str, position: int, action: Action, execution: Execution) -> CandidateRow:
@@ -224,6 +227,7 @@ def _candidate(step_id: str, position: int, action: Action, execution: Execution
         failure=execution.failure,
         final=execution.final,
         simulated=num_simulated(execution.observations) > 0,
+        images=tuple(sha256 for message in execution.observations for sha256 in message.images),
     )
 
 

@@ -44,6 +44,8 @@ class CandidateRow:
     final: bool
     simulated: bool = False
     """Whether a simulator gave a part of the observation."""
+    images: tuple[str, ...] = ()
+    """sha256 of the images in the observation, in order."""
 
 
 @dataclass(frozen=True)
@@ -125,11 +127,11 @@ def insert_step(db: sqlite3.Connection, step: StepRow, candidates: Sequence[Cand
     )
     db.executemany(
         "INSERT INTO candidates (id, step_id, position, text, token_ids, logprob, num_samples, observation, "
-        "failure, final, simulated) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "failure, final, simulated, images) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [
             (
                 c.id, step.id, c.position, c.text, canonical_json(list(c.token_ids)), c.logprob, c.num_samples,
-                c.observation, c.failure, int(c.final), int(c.simulated),
+                c.observation, c.failure, int(c.final), int(c.simulated), canonical_json(list(c.images)),
             )
             for c in candidates
         ],
@@ -200,6 +202,7 @@ def _candidate(row: Mapping[str, Any]) -> CandidateRow:
     values = {key: row[key] for key in CandidateRow.__dataclass_fields__}
     values["token_ids"] = tuple(json.loads(row["token_ids"]))
     values["final"], values["simulated"] = bool(row["final"]), bool(row["simulated"])
+    values["images"] = tuple(json.loads(row["images"]))
     return CandidateRow(**values)
 
 

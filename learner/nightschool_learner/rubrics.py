@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from string import ascii_uppercase
 
-from nightschool_server.chat import Message, Part, Text, ToolResult, canonical_json, system, user
+from nightschool_server.chat import Image, Message, Part, Text, ToolResult, canonical_json, system, user
 
 from nightschool_learner.critique import Context
 from nightschool_learner.prompts import (
@@ -28,6 +28,7 @@ from nightschool_learner.prompts import (
     CandidateView,
     Pictures,
     critic_messages,
+    in_words,
     shorten,
     visible,
     write_turn,
@@ -66,6 +67,24 @@ class Rubric:
 def letters_of(num_candidates: int) -> tuple[str, ...]:
     """The letters that the candidates are shown under."""
     return tuple(ascii_uppercase[:num_candidates])
+
+
+def without_images(context: Context, views: Sequence[CandidateView]) -> tuple[Context, list[CandidateView]]:
+    """The case for a judge that reads text alone; a mark stands for each picture of the history."""
+    history = tuple(
+        Message(message.role, tuple(_text_of(part) for part in message.parts)) for message in context.history
+    )
+    return replace(context, images=(), history=history, pixels={}), [replace(view, images=()) for view in views]
+
+
+def _text_of(part: Part) -> Part:
+    match part:
+        case Image():
+            return Text("[image]")
+        case ToolResult():
+            return replace(part, content=in_words(part), images=())
+        case _:
+            return part
 
 
 def clipped(context: Context, views: Sequence[CandidateView], max_chars: int) -> tuple[Context, list[CandidateView]]:

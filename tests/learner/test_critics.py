@@ -347,7 +347,7 @@ def test_pictures_of_task_history_and_observations_are_shown_in_order_and_named(
     views = [CandidateView("x", "one", (first,)), CandidateView("y", "two", (second,))]
     asked = RUBRICS[rubric].ask(*clipped(Context("What?", (task,), history), views, 8000))[1]
     assert asked.images == (task, before, first, second)
-    for number, text in ((2, "tool: seen"), (3, "one"), (4, "two")):
+    for number, text in ((2, "tool: [image]\nseen"), (3, "one"), (4, "two")):
         assert f"[picture {number}] {text}" in asked.text
 
 
@@ -356,6 +356,15 @@ async def test_images_that_are_no_blobs_travel_with_the_prompt() -> None:
     pixels = {"c" * 64: b"png"}
     await judge(says).compare(replace(CONTEXT, pixels=pixels), replace(SHORT, images=("c" * 64,)), LONG)
     assert says.seen[0].images == pixels
+
+
+async def test_a_judge_that_reads_text_alone_is_shown_no_picture() -> None:
+    says = Says(lambda *_: better("A"))
+    history = (tool_result(ToolCall("1", "look", "{}"), "seen", images=["b" * 64]),)
+    context = Context("What?", ("a" * 64,), history, {"b" * 64: b"png"})
+    await judge(says, shows_images=False).compare(context, replace(SHORT, images=("c" * 64,)), LONG)
+    assert (says.seen[0].messages[-1].images, says.seen[0].images) == ((), {})
+    assert "tool: [image]\nseen" in says.seen[0].messages[-1].text
 
 
 # Fault injection

@@ -92,6 +92,8 @@ class CriticConfig(RoleConfig):
     """Of a judge that gives no odds."""
     max_chars: Annotated[int, Field(ge=100)] = 8000
     """Of one text that a judge is shown; the middle of a longer one is left out."""
+    shows_images: bool = True
+    """Whether the judge is shown pictures, those that tools gave back included. False for one that reads text alone."""
     max_comparisons: Annotated[int, Field(ge=0)] = 0
     """Questions that the judge is paid for in a cycle; the rest is left to the other components. 0: no bound."""
     max_tokens: Annotated[int, Field(ge=0)] = 0

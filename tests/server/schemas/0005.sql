@@ -39,11 +39,11 @@ CREATE TABLE candidates (
     observation TEXT NOT NULL,
     failure TEXT NOT NULL DEFAULT '',
     -- '' or which fact speaks against it: parse, schema, execution, budget.
-    final INTEGER NOT NULL, simulated INTEGER NOT NULL DEFAULT 0,
+    final INTEGER NOT NULL, simulated INTEGER NOT NULL DEFAULT 0, images TEXT NOT NULL DEFAULT '[]',
     UNIQUE (step_id, position)
 );
-INSERT INTO "candidates" VALUES('cand_1','step_1',0,'a','[1]',-1.0,3,'','',1,0);
-INSERT INTO "candidates" VALUES('cand_2','step_1',1,'b','[2]',-2.0,2,'','',1,0);
+INSERT INTO "candidates" VALUES('cand_1','step_1',0,'a','[1]',-1.0,3,'','',1,0,'[]');
+INSERT INTO "candidates" VALUES('cand_2','step_1',1,'b','[2]',-2.0,2,'','',1,0,'[]');
 CREATE TABLE critiques (
     id TEXT PRIMARY KEY,
     step_id TEXT NOT NULL REFERENCES steps(id) ON DELETE CASCADE,

@@ -16,6 +16,9 @@ CREATE TABLE endpoint_calls (
 );
 CREATE INDEX endpoint_calls_cycle ON endpoint_calls (cycle_id, role);
 
+ALTER TABLE candidates ADD COLUMN images TEXT NOT NULL DEFAULT '[]';
+-- sha256 of the images in `observation`, in order; `task_blobs` names them, too.
+
 -- A critic's comparison in one order: why there is none, how it was asked, and what stands behind it.
 ALTER TABLE critiques ADD COLUMN why TEXT NOT NULL DEFAULT '';
 ALTER TABLE critiques ADD COLUMN rubric TEXT NOT NULL DEFAULT '';
