@@ -16,6 +16,7 @@ __all__ = [
     "AdapterState",
     "Cycle",
     "CycleState",
+    "EarlyStop",
     "EngineStatus",
     "Evaluation",
     "Event",
@@ -207,6 +208,22 @@ class SampledResult:
 
 
 @dataclass(frozen=True)
+class EarlyStop:
+    """Where an evaluation ended that was looked at while it ran."""
+
+    verdict: str
+    """accepted, futile or complete."""
+    n: int
+    num_planned: int
+    num_looks: int
+    e_value: float
+    """Evidence that the candidate is better; 1 is none."""
+    e_futile: float
+    """Evidence that it is not better by `futility_difference`."""
+    futility_difference: float
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """A candidate against an incumbent on the same held-out tasks."""
 
@@ -238,6 +255,7 @@ class Evaluation:
     sampled: SampledResult | None
     notes: tuple[str, ...]
     thresholds_json: str
+    early_stop: EarlyStop | None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ facts decide before the critic; the critic is asked in both orders and may absta
 from __future__ import annotations
 
 import asyncio
-import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from nightschool_server.agent.toolbox import open_tools
 from nightschool_server.chat import ToolSpec, system, user
 from nightschool_server.errors import InvalidRequestError
 from nightschool_server.ids import new_id
+from nightschool_server.tools.forking import remove_tree
 from nightschool_server.tools.placing import PlacedFile, place_files
 from nightschool_server.tools.state import ToolState
 
@@ -67,7 +67,7 @@ class ExploreStage:
         compared.begin(0, num_compared, practice_counts.critique_counts(cycle.store, cycle.id))
 
         workspaces = cycle.folder / "workspaces"
-        shutil.rmtree(workspaces, ignore_errors=True)
+        remove_tree(workspaces)
         num_workers = cycle.config.explore.num_tool_workers
         limits = call_limits(cycle.agent)
         opening = open_tools(cycle.app, cycle.app_ref, num_workers=num_workers, limits=limits, purpose="practice")
@@ -133,7 +133,7 @@ async def _rollout(practice: Practice, cycle: Cycle, task: TaskRow, known: Rollo
     except InvalidRequestError as error:  # the boundary of a rollout: a task that the engine will not take
         state, outcome = "failed", f"invalid_{error.field}"
     finally:
-        await asyncio.to_thread(shutil.rmtree, root, ignore_errors=True)
+        await asyncio.to_thread(remove_tree, root)
     await practice.writer.write(lambda db: practice_records.end_rollout(db, rollout.id, state, outcome, answer))
     practice.explored.advance(1, **{outcome: 1})
 

@@ -12,6 +12,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from nightschool_server.agent.episode import Episode, Execution, Step, Usage
 from nightschool_server.agent.executors import ToolExecutor
@@ -67,11 +68,14 @@ class PracticeActor:
         self._recorded = practice_records.steps_of(practice.store, rollout_id)
         self._num_before = 0
         """Messages in front of what the rollout added."""
+        self._brought: Path | None = None
+        """The workspace that the rollout began with, which is its caller's."""
         self._kept_images: set[str] = set()
 
     async def act(self, episode: Episode) -> Step:
         """Sample, run and choose; the episode continues from the pick. See `agent.loop.Actor`."""
-        self._num_before = self._num_before or len(episode.messages)
+        if not episode.steps:
+            self._num_before, self._brought = len(episode.messages), episode.state.workspace
         position = len(episode.steps)
         step = await self._replayable(episode, position)
         executions: dict[int, Execution] = {}
@@ -86,6 +90,7 @@ class PracticeActor:
         execution = executions.get(picked.position) or await self._run(
             picked.text, episode, cut=picked.failure == "budget"
         )
+        await self._leave(episode.state, execution.state)
         usage = Usage(completion_tokens=len(picked.token_ids))
         return Step(picked.text, execution, picked.token_ids, usage=usage)
 
@@ -198,6 +203,11 @@ class PracticeActor:
         self._practice.explored.advance(0, **{f"picked_by_{choice.picked_by}": 1, "samples_agreeing": agreeing})
         if choice.abstention:
             self._practice.court.compared.advance(0, **{f"abstained_{choice.abstention}": 1})
+
+    async def _leave(self, before: ToolState, after: ToolState) -> None:
+        """Drop the state before the step: only now that the pick's fork is whole does the rollout go on from that."""
+        if before.workspace not in (None, self._brought, after.workspace):
+            await asyncio.to_thread(before.discard)
 
     async def _drop_losers(self, executions: dict[int, Execution], picked: int) -> None:
         losers = [e.state for position, e in executions.items() if position != picked and e.state.workspace is not None]

@@ -310,6 +310,7 @@ class Evaluation(google.protobuf.message.Message):
     SAMPLED_FIELD_NUMBER: builtins.int
     NOTES_FIELD_NUMBER: builtins.int
     THRESHOLDS_JSON_FIELD_NUMBER: builtins.int
+    EARLY_STOP_FIELD_NUMBER: builtins.int
     id: builtins.str
     candidate: builtins.str
     incumbent: builtins.str
@@ -351,6 +352,10 @@ class Evaluation(google.protobuf.message.Message):
     def notes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """What a reader must know beside the numbers, e.g. that the set changed since the last evaluation."""
 
+    @property
+    def early_stop(self) -> global___EarlyStop:
+        """Absent where nobody looked before the end; else p_value and the interval hold at every look."""
+
     def __init__(
         self,
         *,
@@ -376,9 +381,10 @@ class Evaluation(google.protobuf.message.Message):
         sampled: global___SampledResult | None = ...,
         notes: collections.abc.Iterable[builtins.str] | None = ...,
         thresholds_json: builtins.str = ...,
+        early_stop: global___EarlyStop | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["sampled", b"sampled"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["candidate", b"candidate", "candidate_success", b"candidate_success", "detectable", b"detectable", "families", b"families", "id", b"id", "incumbent", b"incumbent", "incumbent_success", b"incumbent_success", "interval_high", b"interval_high", "interval_level", b"interval_level", "interval_low", b"interval_low", "n", b"n", "notes", b"notes", "num_gained", b"num_gained", "num_lost", b"num_lost", "p_value", b"p_value", "passed", b"passed", "reasons", b"reasons", "rules", b"rules", "sampled", b"sampled", "set_digest", b"set_digest", "set_version", b"set_version", "thresholds_json", b"thresholds_json"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["early_stop", b"early_stop", "sampled", b"sampled"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["candidate", b"candidate", "candidate_success", b"candidate_success", "detectable", b"detectable", "early_stop", b"early_stop", "families", b"families", "id", b"id", "incumbent", b"incumbent", "incumbent_success", b"incumbent_success", "interval_high", b"interval_high", "interval_level", b"interval_level", "interval_low", b"interval_low", "n", b"n", "notes", b"notes", "num_gained", b"num_gained", "num_lost", b"num_lost", "p_value", b"p_value", "passed", b"passed", "reasons", b"reasons", "rules", b"rules", "sampled", b"sampled", "set_digest", b"set_digest", "set_version", b"set_version", "thresholds_json", b"thresholds_json"]) -> None: ...
 
 global___Evaluation = Evaluation
 
@@ -456,6 +462,44 @@ class GateRule(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["decides", b"decides", "held", b"held", "name", b"name", "text", b"text", "threshold", b"threshold", "value", b"value"]) -> None: ...
 
 global___GateRule = GateRule
+
+@typing.final
+class EarlyStop(google.protobuf.message.Message):
+    """Where an evaluation ended that was looked at while it ran."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    VERDICT_FIELD_NUMBER: builtins.int
+    N_FIELD_NUMBER: builtins.int
+    NUM_PLANNED_FIELD_NUMBER: builtins.int
+    NUM_LOOKS_FIELD_NUMBER: builtins.int
+    E_VALUE_FIELD_NUMBER: builtins.int
+    E_FUTILE_FIELD_NUMBER: builtins.int
+    FUTILITY_DIFFERENCE_FIELD_NUMBER: builtins.int
+    verdict: builtins.str
+    """accepted, futile or complete."""
+    n: builtins.int
+    num_planned: builtins.int
+    num_looks: builtins.int
+    e_value: builtins.float
+    """Evidence that the candidate is better; 1 is none."""
+    e_futile: builtins.float
+    """Evidence that it is not better by futility_difference."""
+    futility_difference: builtins.float
+    def __init__(
+        self,
+        *,
+        verdict: builtins.str = ...,
+        n: builtins.int = ...,
+        num_planned: builtins.int = ...,
+        num_looks: builtins.int = ...,
+        e_value: builtins.float = ...,
+        e_futile: builtins.float = ...,
+        futility_difference: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["e_futile", b"e_futile", "e_value", b"e_value", "futility_difference", b"futility_difference", "n", b"n", "num_looks", b"num_looks", "num_planned", b"num_planned", "verdict", b"verdict"]) -> None: ...
+
+global___EarlyStop = EarlyStop
 
 @typing.final
 class SampledResult(google.protobuf.message.Message):

@@ -10,9 +10,10 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from google.protobuf.json_format import ParseDict
+from google.protobuf.message import Message
 from nightschool_proto.v1 import admin_pb2
 
 from nightschool_server.errors import UnknownCycleError
@@ -21,6 +22,7 @@ from nightschool_server.service.wire_replies import timestamp
 from nightschool_server.store.store import Store
 
 Row = Mapping[str, Any]
+M = TypeVar("M", bound=Message)
 
 ENDED_STATES = frozenset({"promoted", "rejected", "stopped", "cancelled", "failed"})
 
@@ -118,11 +120,17 @@ def evaluation_to_proto(row: Row) -> admin_pb2.Evaluation:
         set_version=row["set_version"],
         detectable=row["detectable"],
         rules=[admin_pb2.GateRule(**rule) for rule in json.loads(row["rules"])],
-        # The learner's field names are the wire's.
-        sampled=ParseDict(sampled, admin_pb2.SampledResult()) if (sampled := json.loads(row["sampled"])) else None,
+        sampled=_parsed(row["sampled"], admin_pb2.SampledResult()),
+        early_stop=_parsed(row["early_stop"], admin_pb2.EarlyStop()),
         notes=json.loads(row["notes"]),
         thresholds_json=row["thresholds"],
     )
+
+
+def _parsed(cell: str, message: M) -> M | None:
+    """A JSON cell whose field names are the wire's; None for `null`."""
+    found = json.loads(cell)
+    return ParseDict(found, message) if found is not None else None
 
 
 def _stage(row: Row) -> admin_pb2.Stage:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import shutil
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
@@ -43,6 +42,7 @@ from nightschool_server.service.wire_replies import (
     tool_call_to_proto,
     tool_result_to_proto,
 )
+from nightschool_server.tools.forking import remove_tree
 from nightschool_server.tools.state import ToolState
 
 Response = agent_pb2.RunTaskResponse
@@ -231,11 +231,11 @@ class TaskRunner:
     @contextmanager
     def _workspace(self, response_id: str) -> Iterator[Path]:
         """A folder for whatever the task's tools write, gone when the task is."""
-        root = self._runtime.home.path / "workspaces" / response_id
+        root = self._runtime.home.workspaces / response_id
         try:
             yield root
         finally:
-            shutil.rmtree(root, ignore_errors=True)
+            remove_tree(root)
 
 
 def with_system_prompt(app: App | None, messages: tuple[chat.Message, ...]) -> tuple[chat.Message, ...]:
