@@ -16,7 +16,6 @@ from typing import Any
 import grpc
 from nightschool_proto.v1 import admin_pb2, admin_pb2_grpc
 
-from nightschool_server.agent.formats import action_format
 from nightschool_server.runtime import Runtime
 from nightschool_server.service import admin_pairs, admin_records
 from nightschool_server.service.admin_adapters import AdapterAdmin
@@ -161,7 +160,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         self, request: admin_pb2.ExportPairsRequest, context: Context
     ) -> AsyncIterator[admin_pb2.ExportPairsResponse]:
         """JSON lines in TRL's conversational preference format, in chunks that end with a line."""
-        tools = action_format(self._runtime.config.agent).shown(self._runtime.tools.tools)
+        tools = self._runtime.action_format.shown(self._runtime.tools.tools)
         lines = admin_pairs.export_pairs(self._runtime.store, request.cycle_id, tools)
         while chunk := await asyncio.to_thread(_next_chunk, lines):
             yield admin_pb2.ExportPairsResponse(chunk=chunk)
