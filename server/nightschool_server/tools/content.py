@@ -55,7 +55,7 @@ def take_apart(value: Any, workspace: Path) -> Returned:
     outbox = Outbox(workspace)
     try:
         for part in parts:
-            if _is_content(part):
+            if _is_content(type(part)):
                 returned.items.append(outbox.put(part))
             else:
                 returned.texts.append(part)
@@ -66,8 +66,9 @@ def take_apart(value: Any, workspace: Path) -> Returned:
 
 
 def holds_content(value: Any) -> bool:
-    """Whether a returned value is more than text."""
-    return _is_content(value) or (isinstance(value, (list, tuple)) and any(map(_is_content, value)))
+    """Whether a returned value is more than text. A list is judged by its few types, not its many items."""
+    kinds = set(map(type, value)) if isinstance(value, (list, tuple)) else {type(value)}
+    return any(map(_is_content, kinds))
 
 
 class Outbox:
@@ -94,7 +95,7 @@ class Outbox:
             target.write_bytes(source)
         elif isinstance(source, (str, os.PathLike)):
             return {"kind": "image", "path": self._found(Path(source))}
-        elif _is_picture(source):
+        elif _is_picture(type(source)):
             target = self._next()
             source.save(target, format="PNG")
         else:
@@ -125,10 +126,10 @@ class Outbox:
         return self._folder / str(self._num_files)
 
 
-def _is_content(value: Any) -> bool:
-    return isinstance(value, (ToolImage, ToolFile)) or _is_picture(value)
+def _is_content(kind: type) -> bool:
+    return issubclass(kind, (ToolImage, ToolFile)) or _is_picture(kind)
 
 
-def _is_picture(value: Any) -> bool:
-    """Whether it is a Pillow image; asked without importing Pillow, which the tool has where it returns one."""
-    return any(kind.__module__.startswith("PIL.") and kind.__name__ == "Image" for kind in type(value).__mro__)
+def _is_picture(kind: type) -> bool:
+    """Whether it is Pillow's; asked without importing Pillow, which the tool has where it returns a picture."""
+    return any(base.__module__.startswith("PIL.") and base.__name__ == "Image" for base in kind.__mro__)
