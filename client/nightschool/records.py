@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
+from nightschool.content import File
+
 __all__ = [
     "Adapter",
     "AdapterState",
     "Cycle",
     "CycleState",
+    "EarlyStop",
     "EngineStatus",
     "Evaluation",
     "Event",
@@ -207,6 +210,22 @@ class SampledResult:
 
 
 @dataclass(frozen=True)
+class EarlyStop:
+    """Where an evaluation ended that was looked at while it ran."""
+
+    verdict: str
+    """accepted, futile or complete."""
+    n: int
+    num_planned: int
+    num_looks: int
+    e_value: float
+    """Evidence that the candidate is better; 1 is none."""
+    e_futile: float
+    """Evidence that it is not better by `futility_difference`."""
+    futility_difference: float
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """A candidate against an incumbent on the same held-out tasks."""
 
@@ -238,6 +257,7 @@ class Evaluation:
     sampled: SampledResult | None
     notes: tuple[str, ...]
     thresholds_json: str
+    early_stop: EarlyStop | None
 
 
 @dataclass(frozen=True)
@@ -333,6 +353,8 @@ class Task:
     created_at: datetime | None
     num_simulated: int
     """Candidates of its rollout whose observation a simulator gave, wholly or in part."""
+    files: tuple[File, ...]
+    """In its workspace when it begins."""
 
 
 @dataclass(frozen=True)

@@ -6,20 +6,18 @@ Owns what `gate.decide` is given and how its answer becomes an `EvaluationRow`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 
 from nightschool_server.app import load_evaluation
-from nightschool_server.config.training import GateConfig
 from nightschool_server.evaluation_set import EvaluationSet
 
 from nightschool_learner import evaluation_sets
-from nightschool_learner.comparison import Margin, compare, family_rows, paired
-from nightschool_learner.diversity import sampled_numbers
+from nightschool_learner.comparison import family_rows
 from nightschool_learner.errors import StageFailedError
-from nightschool_learner.evaluate import basis_of, draws_of, held_out_tasks
 from nightschool_learner.evaluation_records import EvaluationRow, evaluation_of, insert_evaluation
-from nightschool_learner.evaluation_results import GREEDY, Basis, Key, TaskResult, results_of
-from nightschool_learner.gate import Decision, Evidence, decide
+from nightschool_learner.evaluation_results import Basis, results_of
+from nightschool_learner.evidence import Measured, evidence_of
+from nightschool_learner.gate import Decision, decide
+from nightschool_learner.held_out import Plan, basis_of, held_out_tasks, plan_of
 from nightschool_learner.stages import Cycle
 
 
@@ -34,43 +32,23 @@ async def recorded_decision(cycle: Cycle, candidate: str) -> EvaluationRow:
 
 
 def _decided(cycle: Cycle, candidate: str, held_out: EvaluationSet, basis: Basis) -> EvaluationRow:
-    keys = [(task.id, draw) for task, draw in draws_of(cycle, held_out)]
-    known = {name: results_of(cycle.store, basis, name) for name in (cycle.incumbent, candidate)}
-    measured = {name: [results[key] for key in keys if key in results] for name, results in known.items()}
-    if any(len(results) < len(keys) for results in measured.values()):
-        raise StageFailedError(_incomplete(keys, measured))
-    evidence = _evidence(cycle, measured[cycle.incumbent], measured[candidate])
-    decision = decide(evidence, cycle.config.gate)
-    row = _row(cycle, candidate, basis, decision)
+    plan = plan_of(cycle, held_out)
+    measured = Measured(*(results_of(cycle.store, basis, name) for name in (cycle.incumbent, candidate)))
+    evidence = evidence_of(cycle, basis, plan, measured)
+    if evidence is None:
+        raise StageFailedError(_incomplete(plan, measured))
+    row = _row(cycle, candidate, basis, decide(evidence, cycle.config.gate))
     insert_evaluation(cycle.store, row)
     return row
 
 
-def _evidence(cycle: Cycle, incumbent: list[TaskResult], candidate: list[TaskResult]) -> Evidence:
-    limits, seed = cycle.config.gate, cycle.seed
-    greedy = [[r for r in results if r.draw == GREEDY] for results in (incumbent, candidate)]
-    return Evidence(
-        compare(paired(*greedy), level=limits.interval_level, seed=seed, margin=margin_of(limits)),
-        sampled_numbers(
-            incumbent,
-            candidate,
-            temperature=cycle.config.evaluate.temperature,
-            level=limits.interval_level,
-            seed=seed,
-        ),
-    )
-
-
-def margin_of(limits: GateConfig) -> Margin:
-    """What counts as no worse."""
-    return Margin(limits.non_inferiority_margin, limits.max_non_inferiority_p)
-
-
-def _incomplete(keys: list[Key], measured: Mapping[str, list[TaskResult]]) -> str:
-    counts = " and ".join(f"{len(results)} of {len(keys)} on {name}" for name, results in measured.items())
+def _incomplete(plan: Plan, measured: Measured) -> str:
+    keys = plan.keys(plan.n)
+    before, after = (sum(key in known for key in keys) for known in (measured.incumbent, measured.candidate))
     return (
-        f"answers to held-out tasks are missing, there are {counts}: the evaluation set, the application or "
-        "the settings of evaluation changed during the cycle; run a new cycle"
+        f"answers to held-out tasks are missing, there are {before} of {len(keys)} of the incumbent and {after} of the "
+        "candidate: the evaluation set, the application or the settings of evaluation changed during the cycle; "
+        "run a new cycle"
     )
 
 
@@ -100,6 +78,7 @@ def _row(cycle: Cycle, candidate: str, basis: Basis, decision: Decision) -> Eval
         detectable=found.detectable,
         rules=decision.rules,
         sampled=decision.evidence.sampled,
+        early_stop=decision.evidence.early_stop,
         notes=evaluation_sets.comparability(cycle.store, version, basis, cycle.id),
         thresholds={
             "gate": cycle.config.gate.model_dump(mode="json"),

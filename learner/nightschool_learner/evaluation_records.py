@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 
 from nightschool_learner.diversity import Sampled
 from nightschool_learner.gate import Rule
+from nightschool_learner.sequential import EarlyStop
 
 if TYPE_CHECKING:
     from nightschool_server.store.store import Store
@@ -52,13 +53,15 @@ class EvaluationRow:
     rules: tuple[Rule, ...]
     sampled: Sampled | None
     """pass@1, pass@n and diversity; None where nothing was sampled."""
+    early_stop: EarlyStop | None
+    """Where it ended, if somebody looked on the way; `p_value` and the interval then hold at every look."""
     notes: tuple[str, ...]
     """What a reader must know beside the numbers, e.g. that the set changed since the last evaluation."""
     thresholds: Mapping[str, Any]
     """The settings of `learner.gate` and of `learner.evaluate` that were in force."""
 
 
-_JSON = {"reasons", "families", "rules", "sampled", "notes", "thresholds"}
+_JSON = {"reasons", "families", "rules", "sampled", "early_stop", "notes", "thresholds"}
 _COLUMNS = tuple(EvaluationRow.__dataclass_fields__)
 _ROW = TypeAdapter(EvaluationRow)
 

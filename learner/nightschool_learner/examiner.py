@@ -21,6 +21,8 @@ from nightschool_server.agent.toolbox import Toolbox
 from nightschool_server.app import EvaluationTask, is_correct
 from nightschool_server.engine import Delta, Prompt, Sampling
 from nightschool_server.errors import ContextOverflowError
+from nightschool_server.file_names import media_type_of
+from nightschool_server.tools.placing import PlacedFile, place_files
 from nightschool_server.tools.state import ToolState
 
 from nightschool_learner.comparison import ANSWERED
@@ -64,13 +66,15 @@ class Examiner:
 
     async def examine(self, task: EvaluationTask, adapter: str, draw: int) -> TaskResult:
         """One draw of one held-out task on one adapter."""
-        images = await asyncio.to_thread(read_images, task)
-        state = ToolState.initial(self.cycle.app, self.root)
-        head = (chat.system(self.cycle.app.system_prompt), chat.user(task.prompt, list(images)))
+        images, files = await asyncio.to_thread(lambda: (read_images(task), read_files(task)))
+        state = await asyncio.to_thread(place_files, ToolState.initial(self.cycle.app, self.root), files)
+        asked = chat.user(task.prompt, list(images), [one.file for one in files])
+        head = (chat.system(self.cycle.app.system_prompt), asked)
         messages, limits = self._written.begin(head, self.tools.tools), task_limits(self.cycle)
         try:
             result = await run_episode(Episode(messages, state, limits, images), self._actor(task, adapter, draw))
         except ContextOverflowError as error:
+            await asyncio.to_thread(state.discard)
             return TaskResult(task.id, task.family, False, str(error), OVERFLOW, 0, 0, 0, draw=draw)
         await asyncio.to_thread(result.state.discard)
         return self._described(judge(task, result, draw), result)
@@ -134,6 +138,17 @@ def read_images(task: EvaluationTask) -> dict[str, bytes]:
     """The task's images by sha256, in order."""
     data = [path.read_bytes() for path in task.images]
     return {hashlib.sha256(each).hexdigest(): each for each in data}
+
+
+def read_files(task: EvaluationTask) -> list[PlacedFile]:
+    """The task's files, for its workspace."""
+    found = []
+    for path in task.files:
+        with path.open("rb") as source:
+            sha256 = hashlib.file_digest(source, "sha256").hexdigest()
+        file = chat.File(path.name, media_type_of(path.name), path.stat().st_size, sha256)
+        found.append(PlacedFile(file, path))
+    return found
 
 
 def _matches(patterns: Sequence[str], text: str, flags: int = 0) -> bool:

@@ -15,6 +15,7 @@ from nightschool_server.config.training import GateConfig
 
 from nightschool_learner.comparison import Comparison, Family
 from nightschool_learner.diversity import Sampled
+from nightschool_learner.sequential import EarlyStop
 
 EPSILON = 1e-9
 """A rate that equals its bound counts as equal, whatever its last bit."""
@@ -43,6 +44,8 @@ class Evidence:
 
     numbers: Comparison
     sampled: Sampled | None = None
+    early_stop: EarlyStop | None = None
+    """Where the evaluation ended, if somebody looked on the way."""
 
 
 @dataclass(frozen=True)
@@ -66,15 +69,21 @@ class Decision:
 def decide(evidence: Evidence, limits: GateConfig) -> Decision:
     """Hold what was measured against every rule."""
     numbers = evidence.numbers
-    rules = (*_better(numbers, limits), *_families(numbers.families, limits), *_vetoes(numbers, limits))
+    rules = (*_better(evidence, limits), *_families(numbers.families, limits), *_vetoes(numbers, limits))
     if evidence.sampled is not None:
         rules = (*rules, _diversity(evidence.sampled, limits))
     return Decision(all(rule.held for rule in rules if rule.decides), rules, evidence)
 
 
-def _better(numbers: Comparison, limits: GateConfig) -> tuple[Rule, ...]:
+def needed_e_value(limits: GateConfig) -> float:
+    """The evidence that stands for `max_p`, which is two-sided: an error in the candidate's favour is half of it."""
+    return 2 / limits.max_p
+
+
+def _better(evidence: Evidence, limits: GateConfig) -> tuple[Rule, ...]:
     """That it is better, and not by chance."""
-    low, p = numbers.interval.low, numbers.p_value
+    numbers = evidence.numbers
+    low = numbers.interval.low
     return (
         Rule(
             "tasks",
@@ -92,14 +101,7 @@ def _better(numbers: Comparison, limits: GateConfig) -> tuple[Rule, ...]:
             f"success {numbers.incumbent_success:.1%} -> {numbers.candidate_success:.1%}, "
             f"{numbers.difference * 100:+.1f} points, more than {limits.min_difference * 100:+.1f} needed",
         ),
-        Rule(
-            "significance",
-            p <= limits.max_p and numbers.num_gained > numbers.num_lost,
-            p,
-            limits.max_p,
-            f"McNemar p {p:.2g} with {numbers.num_gained} tasks gained and {numbers.num_lost} lost, "
-            f"at most {limits.max_p:g} and more gained than lost needed",
-        ),
+        _significance(numbers, limits) if evidence.early_stop is None else _sure(numbers, evidence.early_stop, limits),
         Rule(
             "interval",
             low > limits.min_interval_low + EPSILON,
@@ -109,6 +111,26 @@ def _better(numbers: Comparison, limits: GateConfig) -> tuple[Rule, ...]:
             f"{numbers.interval.high * 100:+.1f} points, lower end above {limits.min_interval_low * 100:+.1f} needed",
         ),
     )
+
+
+def _significance(numbers: Comparison, limits: GateConfig) -> Rule:
+    p, gained, lost = numbers.p_value, numbers.num_gained, numbers.num_lost
+    text = (
+        f"McNemar p {p:.2g} with {gained} tasks gained and {lost} lost, "
+        f"at most {limits.max_p:g} and more gained than lost needed"
+    )
+    return Rule("significance", p <= limits.max_p and gained > lost, p, limits.max_p, text)
+
+
+def _sure(numbers: Comparison, stop: EarlyStop, limits: GateConfig) -> Rule:
+    """Significance where somebody looked on the way."""
+    needed, given_up = needed_e_value(limits), stop.futility_difference * 100
+    text = (
+        f"{stop.verdict} after {stop.n} of {stop.num_planned} tasks, look {stop.num_looks}: evidence "
+        f"{stop.e_value:.3g} with {numbers.num_gained} tasks gained and {numbers.num_lost} lost, at least {needed:g} "
+        f"needed; evidence {stop.e_futile:.3g} that it is not better by {given_up:.1f} points"
+    )
+    return Rule("significance", stop.e_value >= needed, stop.e_value, needed, text)
 
 
 def _families(families: Sequence[Family], limits: GateConfig) -> tuple[Rule, ...]:

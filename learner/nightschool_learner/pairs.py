@@ -1,7 +1,7 @@
 """Preference pairs from decided steps: the pick against each candidate that surely lost.
 
-A chosen step never has a failure. A rival that ran makes a pair only where the critic put it behind in
-both orders by the margin; a rival that failed makes a pair by fact, and such pairs are capped, because
+A chosen step never has a failure. A rival that ran makes a pair only where it lost its duel
+with the pick (see `panel.py`); a rival that failed makes a pair by fact, and such pairs are capped, because
 they teach format more than judgement (METHOD.md: the public code keeps mostly those). Steps that fell
 back or agreed make none. A pair that rests on what a simulator gave back is kept out unless configured.
 What a pair is trained on is exactly what was sampled.
@@ -24,11 +24,15 @@ from nightschool_server.ids import new_id
 
 from nightschool_learner import practice_records
 from nightschool_learner.anchors import select_anchors
-from nightschool_learner.critique import margin_over
 from nightschool_learner.errors import NothingToLearnError
+from nightschool_learner.feedback_rows import write_feedback_files
+from nightschool_learner.length_matching import Lengths, stretched
 from nightschool_learner.pair_export import write_anchors_file, write_pairs_file
 from nightschool_learner.practice_records import REFUSED, CandidateRow, DecidedStep
 from nightschool_learner.stages import Cycle, Ending
+
+MIN_TO_MATCH = 16
+"""Of fewer pairs the ratio of lengths is chance, and matching it would leave out what there is."""
 
 Kind = Literal["both_ran", "ran_vs_failed"]
 
@@ -45,13 +49,17 @@ class Pair:
     rejected: str
     kind: Kind
     margin: float
-    """Nats, the smaller of both orders; 0 where facts decided."""
+    """Of the duel (for a judge: nats, the smaller of both orders); 0 where facts decided."""
     key: tuple[str, str, str]
     """Conversation, chosen and rejected text, normalised: what makes two pairs near duplicates."""
     simulated: bool
     """Whether it rests on an observation that a simulator gave."""
     lead: float
     """Nats by which the policy, untempered, gives the chosen answer before the rejected one."""
+    num_tokens: Lengths
+    """Of the chosen and of the rejected answer."""
+    is_alike: bool
+    """Whether both ran, and both answer or both call: only then is one longer in words and not in kind."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +81,7 @@ def pairs_of(step: DecidedStep, written: ActionFormat = TOOL_CALLS) -> list[Pair
     for rival in step.candidates:
         if rival.position == chosen.position or rival.failure == REFUSED:
             continue
-        margin = 0.0 if rival.failure else margin_over(rival.position, chosen.position, step.verdicts)
+        margin = 0.0 if rival.failure else _margin_over(rival, chosen, step)
         if margin is None:
             continue
         kind: Kind = "ran_vs_failed" if rival.failure else "both_ran"
@@ -109,8 +117,10 @@ def select(
             per_task[pair.task_id] += 1
             per_tool[pair.tool] += 1
             kept.append(pair)
-    capped = _cap_failed(kept, config.max_share_failed)
-    dropped["failed_cap"] = len(kept) - len(capped)
+    matched = _match_lengths(kept, config.max_length_ratio)
+    dropped["length"] = len(kept) - len(matched)
+    capped = _cap_failed(matched, config.max_share_failed)
+    dropped["failed_cap"] = len(matched) - len(capped)
     return Selection(tuple(capped), {reason: count for reason, count in dropped.items() if count})
 
 
@@ -144,6 +154,7 @@ class PairsStage:
         counts["anchors"] = len(anchors)
         if len(sound) < len(agreed):
             counts["anchors_dropped_simulated"] = len(agreed) - len(sound)
+        counts.update(write_feedback_files(cycle))
         progress = cycle.progress(self.name)
         progress.begin(len(selection.pairs), len(selection.pairs), counts)
         if len(selection.pairs) < config.min_pairs:
@@ -169,7 +180,16 @@ def _pair(step: DecidedStep, rejected: CandidateRow, kind: Kind, margin: float, 
         key=(step.step.history, _normal(chosen.text), _normal(rejected.text)),
         simulated=step.step.simulated or chosen.simulated or rejected.simulated,
         lead=chosen.logprob - rejected.logprob,
+        num_tokens=(len(chosen.token_ids), len(rejected.token_ids)),
+        is_alike=not rejected.failure and chosen.final == rejected.final,
     )
+
+
+def _margin_over(rival: CandidateRow, chosen: CandidateRow, step: DecidedStep) -> float | None:
+    """By how much `chosen` won its duel with `rival`; None where it did not."""
+    a, b = sorted((rival.position, chosen.position))
+    duel = step.duels.get((a, b))
+    return duel.margin if duel is not None and duel.winner == chosen.position else None
 
 
 def _unusable(pair: Pair, config: PairsConfig) -> str:
@@ -183,6 +203,15 @@ def _unusable(pair: Pair, config: PairsConfig) -> str:
 
 def _normal(text: str) -> str:
     return " ".join(text.casefold().split())
+
+
+def _match_lengths(pairs: Sequence[Pair], max_ratio: float) -> list[Pair]:
+    """Leave out alike pairs until their chosen answers are as long as the rejected ones, within `max_ratio`."""
+    alike = [pair for pair in pairs if pair.is_alike]
+    if len(alike) < MIN_TO_MATCH:
+        return list(pairs)
+    left_out = {alike[index].key for index in stretched([pair.num_tokens for pair in alike], max_ratio)}
+    return [pair for pair in pairs if pair.key not in left_out]
 
 
 def _cap_failed(pairs: Sequence[Pair], max_share: float) -> list[Pair]:

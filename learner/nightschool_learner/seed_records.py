@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nightschool_server.chat import Message, canonical_json, messages_from_json
+from nightschool_server.chat import File, Message, canonical_json, file_from_dict, file_to_dict, messages_from_json
 from nightschool_server.ids import new_id
 from nightschool_server.store.store import Store
 
@@ -40,6 +40,8 @@ class LoggedRequest:
     """The latest thumb, if there is one."""
     score: float | None
     """The latest score, if there is one."""
+    files: tuple[File, ...] = ()
+    """That the turn brought."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,12 @@ class Seed:
     prompt: str
     images: tuple[str, ...]
     why: str
+    files: tuple[File, ...] = ()
+
+    @property
+    def contents(self) -> tuple[str, ...]:
+        """sha256 of its pictures and files."""
+        return contents_of(self.images, self.files)
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,18 @@ class TaskRow:
     prompt: str
     images: tuple[str, ...]
     state: str
+    files: tuple[File, ...] = ()
+    """That lie in its workspace when it begins."""
+
+    @property
+    def contents(self) -> tuple[str, ...]:
+        """sha256 of its pictures and files."""
+        return contents_of(self.images, self.files)
+
+
+def contents_of(images: Sequence[str], files: Sequence[File]) -> tuple[str, ...]:
+    """sha256 of pictures and files: beside its words, what makes a task another one."""
+    return (*images, *(file.sha256 for file in files))
 
 
 def trainable_requests(store: Store, limit: int) -> list[LoggedRequest]:
@@ -116,7 +136,7 @@ def seeds_of(store: Store, cycle_id: str) -> list[Seed]:
         (cycle_id,),
     )
     logged = [(_logged(row), row["why"]) for row in rows]
-    return [Seed(request.response_id, request.prompt, request.images, why) for request, why in logged]
+    return [Seed(one.response_id, one.prompt, one.images, why, one.files) for one, why in logged]
 
 
 def insert_task(
@@ -124,32 +144,42 @@ def insert_task(
 ) -> None:
     """Write a finished slot, with every answer that the writer gave for it."""
     db.execute(
-        "INSERT INTO tasks (id, cycle_id, slot, prompt, images, state, raw, tokens, created_at) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO tasks (id, cycle_id, slot, prompt, images, state, raw, tokens, created_at, files) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             task.id, cycle_id, task.slot, task.prompt, canonical_json(list(task.images)), task.state,
             canonical_json([{"text": a.text, "verdict": a.verdict} for a in attempts]),
-            sum(a.tokens for a in attempts), time.time(),
+            sum(a.tokens for a in attempts), time.time(), canonical_json([file_to_dict(file) for file in task.files]),
         ),
     )  # fmt: skip
+    link_blobs(db, task.id, [file.sha256 for file in task.files])
     db.executemany(
         "INSERT INTO task_seeds (task_id, response_id) VALUES (?, ?)",
         [(task.id, seed.response_id) for seed in seeds],
     )
 
 
+def link_blobs(db: sqlite3.Connection, task_id: str, hashes: Sequence[str]) -> None:
+    """Have the task name blobs, which then stay as long as its row."""
+    db.executemany(
+        "INSERT OR IGNORE INTO task_blobs (task_id, sha256) SELECT ?, sha256 FROM blobs WHERE sha256 = ?",
+        [(task_id, sha256) for sha256 in hashes],
+    )
+
+
 def tasks_of(store: Store, cycle_id: str) -> list[TaskRow]:
     """Every finished slot, in order."""
     rows = store.query(
-        "SELECT id, slot, prompt, images, state FROM tasks WHERE cycle_id = ? ORDER BY slot", (cycle_id,)
+        "SELECT id, slot, prompt, images, state, files FROM tasks WHERE cycle_id = ? ORDER BY slot", (cycle_id,)
     )
     return [_task(row) for row in rows]
 
 
 def tasks_of_other_cycles(store: Store, cycle_id: str) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """(prompt, images) of every task that another cycle kept."""
-    for row in store.query("SELECT prompt, images FROM tasks WHERE cycle_id <> ? AND state = ?", (cycle_id, KEPT)):
-        yield row["prompt"], tuple(json.loads(row["images"]))
+    """(prompt, contents) of every task that another cycle kept."""
+    rows = store.query("SELECT prompt, images, files FROM tasks WHERE cycle_id <> ? AND state = ?", (cycle_id, KEPT))
+    for row in rows:
+        yield row["prompt"], contents_of(json.loads(row["images"]), _files(row))
 
 
 def writer_counts(store: Store, cycle_id: str) -> dict[str, int]:
@@ -168,13 +198,18 @@ def attempt_counts(attempts: Sequence[Attempt]) -> dict[str, int]:
     return dict(counts)
 
 
-def new_task(slot: int, prompt: str, images: Sequence[str], state: str) -> TaskRow:
+def new_task(slot: int, prompt: str, images: Sequence[str], state: str, files: Sequence[File] = ()) -> TaskRow:
     """A task with a fresh id."""
-    return TaskRow(new_id("task"), slot, prompt, tuple(images), state)
+    return TaskRow(new_id("task"), slot, prompt, tuple(images), state, tuple(files))
 
 
 def _task(row: Mapping[str, Any]) -> TaskRow:
-    return TaskRow(row["id"], row["slot"], row["prompt"], tuple(json.loads(row["images"])), row["state"])
+    images = tuple(json.loads(row["images"]))
+    return TaskRow(row["id"], row["slot"], row["prompt"], images, row["state"], _files(row))
+
+
+def _files(row: Mapping[str, Any]) -> tuple[File, ...]:
+    return tuple(file_from_dict(file) for file in json.loads(row["files"]))
 
 
 def _logged(row: Mapping[str, Any]) -> LoggedRequest:
@@ -192,4 +227,5 @@ def _logged(row: Mapping[str, Any]) -> LoggedRequest:
         is_unfinished=row["outcome"] not in ("", "answered"),
         good=None if row["good"] is None else bool(row["good"]),
         score=row["score"],
+        files=first.files if first else (),
     )

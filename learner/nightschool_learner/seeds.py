@@ -52,8 +52,8 @@ def choose_seeds(requests: Sequence[LoggedRequest], held_out: HeldOut, config: S
         if reason:
             dropped[reason] += 1
             continue
-        seed = Seed(request.response_id, request.prompt, request.images, why_interesting(request))
-        key = task_key(seed.prompt, seed.images)
+        seed = Seed(request.response_id, request.prompt, request.images, why_interesting(request), request.files)
+        key = task_key(seed.prompt, seed.contents)
         known = best.setdefault(key, seed)
         if known is not seed:
             dropped["duplicate"] += 1

@@ -5,7 +5,8 @@ check is kept; else the slot is a dropped task with the reason of its last attem
 drawn from (cycle seed, slot, attempt), so a slot that is run again is the same slot; only which of two equal
 tasks of one cycle is kept depends on which was finished first.
 
-Deviation from SPORT: no image retrieval; a task about a picture reuses the picture of one of its seeds.
+Deviation from SPORT: no image retrieval; a task about a picture reuses the picture of one of its seeds, and one about
+files the files of its seeds.
 """
 
 from __future__ import annotations
@@ -14,20 +15,46 @@ import random
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
-from nightschool_server.chat import ToolSpec
+from nightschool_server.chat import File, ToolSpec
 from nightschool_server.config.practice import SynthesizeConfig
 from nightschool_server.engine import Prompt, Sampling
 from nightschool_server.errors import ContextOverflowError
 
 from nightschool_learner import seed_records
-from nightschool_learner.errors import NothingToLearnError
+from nightschool_learner.errors import EndpointError, NothingToLearnError
 from nightschool_learner.parallel import for_each
 from nightschool_learner.prompts import SeedView, WrittenTask, parse_written_task, writer_messages
+from nightschool_learner.roles import Model, open_role
 from nightschool_learner.sampling import AnswerSampler, PracticeSampler, derive_seed
 from nightschool_learner.screening import HeldOut, TaskKey, held_out_of, task_key
-from nightschool_learner.seed_records import KEPT, Attempt, Seed, TaskRow
+from nightschool_learner.seed_records import KEPT, Attempt, Seed, TaskRow, contents_of
 from nightschool_learner.stages import Cycle, Ending
 from nightschool_learner.writer import Writer
+
+
+@dataclass(frozen=True)
+class Belongings:
+    """What a written task takes over from the seeds that it was written from."""
+
+    images: tuple[str, ...] = ()
+    files: tuple[File, ...] = ()
+
+
+def belongings_of(written: WrittenTask, examples: Sequence[Seed]) -> Belongings:
+    """The pictures of the example that the writer named, and the files that the task's text names.
+
+    Of two files of one name the first counts. A text that names none, where every example has files, is about those of
+    the first one.
+    """
+    images = () if written.image_of is None else examples[written.image_of].images
+    files: dict[str, File] = {}
+    for seed in examples:
+        for file in seed.files:
+            if file.name in written.prompt:
+                files.setdefault(file.name, file)
+    if not files and examples and all(seed.files for seed in examples):
+        files = {file.name: file for file in examples[0].files}
+    return Belongings(images, tuple(files.values()))
 
 
 @dataclass
@@ -39,21 +66,21 @@ class Screen:
     known: set[TaskKey] = field(default_factory=set)
     """Every task kept so far, of this cycle and of earlier ones."""
 
-    def judge(self, written: WrittenTask, examples: Sequence[Seed]) -> tuple[str, tuple[str, ...]]:
-        """`kept` or the reason for dropping, and the task's pictures. A kept task is known from now on."""
-        images = () if written.image_of is None else examples[written.image_of].images
-        key = task_key(written.prompt, images)
+    def judge(self, written: WrittenTask, examples: Sequence[Seed]) -> tuple[str, Belongings]:
+        """`kept` or the reason for dropping, and what the task brings. A kept task is known from now on."""
+        brings = belongings_of(written, examples)
+        key = task_key(written.prompt, contents_of(brings.images, brings.files))
         reason = self._reason(key, written.prompt, examples)
         if reason == KEPT:
             self.known.add(key)
-        return reason, images
+        return reason, brings
 
     def _reason(self, key: TaskKey, prompt: str, examples: Sequence[Seed]) -> str:
         if not self.config.min_words <= len(key.words) or len(prompt) > self.config.max_chars:
             return "length"
         if contaminated := self.held_out.match(key):
             return f"held_out_{contaminated}"
-        if any(key == task_key(seed.prompt, seed.images) for seed in examples):
+        if any(key == task_key(seed.prompt, seed.contents) for seed in examples):
             return "copy"
         return "duplicate" if key in self.known else KEPT
 
@@ -67,16 +94,15 @@ class Author:
     tools: tuple[ToolSpec, ...]
     seeds: Sequence[Seed]
     screen: Screen
-    sampler: AnswerSampler
-    adapter: str
+    model: Model
 
     async def fill(self, slot: int) -> tuple[TaskRow, list[Attempt], list[Seed]]:
         """Write the task of one slot."""
         examples = self.examples(slot)
-        views = [SeedView(seed.prompt, seed.images) for seed in examples]
+        views = [SeedView("".join(file.line for file in seed.files) + seed.prompt, seed.images) for seed in examples]
         prompt = Prompt(writer_messages(self.tools, views))
         attempts: list[Attempt] = []
-        text, images = "", tuple[str, ...]()
+        text, brings = "", Belongings()
         for attempt in range(self.config.max_attempts):
             sampling = Sampling(
                 max_tokens=self.config.max_tokens,
@@ -85,29 +111,33 @@ class Author:
                 seed=derive_seed(self.cycle_seed, "write", slot, attempt),
             )
             try:
-                samples = await self.sampler.sample(prompt, sampling, adapter=self.adapter)
+                samples = await self.model.sampler.sample(prompt, sampling, adapter=self.model.adapter)
             except ContextOverflowError as error:
                 attempts.append(Attempt(str(error), "overflow", 0))
                 break
+            except EndpointError as error:
+                attempts.append(Attempt(str(error), "unavailable", 0))
+                continue
             answer = samples.answers[0]
-            text, images, verdict = self._read(answer.text, views, examples)
-            attempts.append(Attempt(answer.text, verdict, len(answer.token_ids)))
+            text, brings, verdict = self._read(answer.text, views, examples)
+            attempts.append(Attempt(answer.text, verdict, samples.num_completion_tokens or len(answer.token_ids)))
             if verdict == KEPT:
                 break
-        return seed_records.new_task(slot, text, images, attempts[-1].verdict), attempts, examples
+        task = seed_records.new_task(slot, text, brings.images, attempts[-1].verdict, brings.files)
+        return task, attempts, examples
 
     def examples(self, slot: int) -> list[Seed]:
         """The seeds that slot `slot` is written from."""
         rng = random.Random(derive_seed(self.cycle_seed, "examples", slot))
         return rng.sample(self.seeds, min(self.config.num_examples, len(self.seeds)))
 
-    def _read(self, text: str, views: Sequence[SeedView], examples: Sequence[Seed]) -> tuple[str, tuple[str, ...], str]:
+    def _read(self, text: str, views: Sequence[SeedView], examples: Sequence[Seed]) -> tuple[str, Belongings, str]:
         try:
             written = parse_written_task(text, views)
         except ValueError:
-            return "", (), "parse"
-        verdict, images = self.screen.judge(written, examples)
-        return written.prompt, images, verdict
+            return "", Belongings(), "parse"
+        verdict, brings = self.screen.judge(written, examples)
+        return written.prompt, brings, verdict
 
 
 @dataclass(frozen=True)
@@ -122,17 +152,16 @@ class SynthesizeStage:
         done = {task.slot: task for task in seed_records.tasks_of(cycle.store, cycle.id)}
         progress.begin(config.num_tasks, len(done), seed_records.writer_counts(cycle.store, cycle.id))
         screen = Screen(config, held_out_of(cycle.app), known_tasks(cycle, done.values()))
-        author = Author(
-            cycle_seed=cycle.seed,
-            config=config,
-            tools=cycle.tools,
-            seeds=seed_records.seeds_of(cycle.store, cycle.id),
-            screen=screen,
-            sampler=self.make_sampler(cycle),
-            adapter=cycle.adapter_of(config.adapter),
-        )
-
-        async with Writer(cycle.store) as writer:
+        playing = open_role(cycle, "writer", config, self.make_sampler(cycle))
+        async with Writer(cycle.store) as writer, playing as model:
+            author = Author(
+                cycle_seed=cycle.seed,
+                config=config,
+                tools=cycle.tools,
+                seeds=seed_records.seeds_of(cycle.store, cycle.id),
+                screen=screen,
+                model=model,
+            )
 
             async def fill(slot: int) -> None:
                 task, attempts, examples = await author.fill(slot)
@@ -152,6 +181,6 @@ class SynthesizeStage:
 
 def known_tasks(cycle: Cycle, done: Collection[TaskRow]) -> set[TaskKey]:
     """Keys of the tasks kept by this cycle so far and by every other one."""
-    known = {task_key(task.prompt, task.images) for task in done if task.state == KEPT}
+    known = {task_key(task.prompt, task.contents) for task in done if task.state == KEPT}
     others = seed_records.tasks_of_other_cycles(cycle.store, cycle.id)
-    return known | {task_key(prompt, images) for prompt, images in others}
+    return known | {task_key(prompt, contents) for prompt, contents in others}

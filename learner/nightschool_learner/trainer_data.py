@@ -205,10 +205,12 @@ def _answer(renderer: Renderer, row: Mapping[str, Any], side: str, eos_id: int) 
 
 
 def _parts(row: Mapping[str, Any], images: Any) -> list[Part]:
-    if row["role"] == "tool":
-        return [ToolResult(row.get("tool_call_id", ""), row.get("name", ""), row["content"])]
     content = row["content"]
     pieces = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if row["role"] == "tool":
+        shown = tuple(next(images) for piece in pieces if piece["type"] == "image")
+        text = "".join(piece["text"] for piece in pieces if piece["type"] == "text")
+        return [ToolResult(row.get("tool_call_id", ""), row.get("name", ""), text, images=shown)]
     parts: list[Part] = [Image(next(images)) if p["type"] == "image" else Text(p["text"]) for p in pieces]
     for call in row.get("tool_calls") or ():
         function = call["function"]

@@ -1,32 +1,26 @@
 """`nightschool check`: what is wrong with an application before it serves, and with the model for it.
 
-Owns the checks of the application's side and their order; what the model's chat template makes of it is
-`template_check.py`. Changes nothing and starts no model. A fault would stop the start or spoil every task; `no` is
-something that works less well than it could.
+Owns the order of the checks and those of the held-out tasks; tools are `tool_check.py`'s, what the model's chat
+template makes of them is `template_check.py`'s. Changes nothing and starts no model. A fault would stop the start or
+spoil every task; `no` is something that works less well than it could.
 """
 
 from __future__ import annotations
 
-import asyncio
-import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from nightschool_server.agent.call_forms import strict_fault as form_fault
 from nightschool_server.agent.formats import call_form
-from nightschool_server.agent.open_tool import OpenTool
 from nightschool_server.app import App, EvaluationTask, import_app
 from nightschool_server.call_form_choice import with_call_form
-from nightschool_server.chat import ToolSpec
 from nightschool_server.config.config import Config
 from nightschool_server.errors import AppError
 from nightschool_server.evaluation_set import read_lines
 from nightschool_server.findings import Finding, State
-from nightschool_server.tools.effects import conduct_of
-from nightschool_server.tools.tool import Tool
+from nightschool_server.tool_check import examine_tools, near
 
 MAX_SHOWN = 5
 """Faults of one kind that are spelled out; the rest are counted."""
@@ -42,75 +36,19 @@ def examine(config: Config) -> list[Finding]:
     except AppError as error:
         return [Finding("app", "", "fault", str(error))]
     tasks, evaluation = _evaluation(app, config)
-    offered, served = _mcp(app)
-    found = [Finding("app", "", "ok", f"{config.app}: {app.name!r}, {len(offered)} tools")]
-    found += [*_prompt(app), *_tools(app, config), *served, *evaluation]
+    specs, tools = examine_tools(app, call_form(config.agent))
+    found = [Finding("app", "", "ok", f"{config.app}: {app.name!r}, {len(specs)} tools")]
+    found += [*_prompt(app), *tools, *evaluation]
     if not config.engine.model:
         return [*found, Finding("model", "", "no", NO_MODEL)]
     from nightschool_server.template_check import examine_model
 
-    return [*found, *examine_model(app, config, offered=offered, has_images=any(task.images for task in tasks))]
+    return [*found, *examine_model(app, specs, config, has_images=any(task.images for task in tasks))]
 
 
 def _prompt(app: App) -> Iterator[Finding]:
     if not app.system_prompt.strip():
         yield Finding("app", "prompt", "no", "system_prompt is empty: say who the model is and how it must answer")
-
-
-def _near(place: object) -> str:
-    """A path as seen from the current folder, where it is below that."""
-    return str(place).removeprefix(f"{os.getcwd()}/")
-
-
-def _tools(app: App, config: Config) -> Iterator[Finding]:
-    if not (app.tools or app.mcp):
-        yield Finding("tools", "", "no", "none: RunTask is one answer of the model unless the client brings tools")
-    for tool in app.tools:
-        fault = form_fault(call_form(config.agent), [tool.spec])
-        yield Finding("tools", tool.spec.name, "fault", f"{fault} ({_near(tool.where)})") if fault else _tool(tool)
-
-
-def _tool(tool: Tool) -> Finding:
-    from nightschool_server.agent.arguments import schema_fault
-    from nightschool_server.engines.guidance import strict_fault
-
-    spec, where = tool.spec, _near(tool.where)
-    if fault := schema_fault(spec.parameters):
-        return Finding("tools", spec.name, "fault", f"its schema is wrong: {fault} ({where})")
-    if fault := strict_fault(spec):
-        return Finding("tools", spec.name, "fault", f"{fault} ({where})")
-    in_practice = conduct_of(tool.effect, "practice", can_simulate=tool.simulate is not None)
-    about = f"{tool.effect}{', simulated in practice' if in_practice == 'simulate' else ''}"
-    about += ", strict" if spec.strict else ""
-    if in_practice == "refuse":
-        remedy = "give it a simulator, or declare a smaller effect if it has one"
-        return Finding("tools", spec.name, "no", f"{about}: practice never runs it: {remedy} ({where})")
-    undescribed = [name for name, schema in spec.schema["properties"].items() if "description" not in schema]
-    if undescribed:
-        lacking = f"the docstring's Args: does not describe {', '.join(undescribed)}"
-        return Finding("tools", spec.name, "no", f"{about}, but {lacking} ({where})")
-    return Finding("tools", spec.name, "ok", f"{about} ({where})")
-
-
-def _mcp(app: App) -> tuple[tuple[ToolSpec, ...], list[Finding]]:
-    """Every tool in its order, and what is to be said of the MCP servers', which are started for it and ended."""
-    from nightschool_server.agent.toolbox import survey
-
-    try:
-        specs, tools = asyncio.run(survey(app))
-    except AppError as error:
-        return app.specs, [Finding("mcp", "", "fault", str(error))]
-    return specs, [_mcp_tool(app, tool) for tool in tools]
-
-
-def _mcp_tool(app: App, tool: OpenTool) -> Finding:
-    can_simulate = app.simulator(tool.spec.name) is not None
-    in_practice = conduct_of(tool.effect, "practice", can_simulate=can_simulate)
-    about = f"{tool.effect}{', simulated in practice' if in_practice == 'simulate' else ''}, of {tool.where}"
-    if in_practice == "refuse":
-        remedy = "declare a smaller effect in effects= if it has one, or give simulate= a function for it"
-        return Finding("mcp", tool.spec.name, "no", f"{about}: practice never runs it: {remedy}")
-    return Finding("mcp", tool.spec.name, "ok", about)
 
 
 def _evaluation(app: App, config: Config) -> tuple[list[EvaluationTask], list[Finding]]:
@@ -128,12 +66,10 @@ def _evaluation(app: App, config: Config) -> tuple[list[EvaluationTask], list[Fi
     if faults:
         return list(tasks.values()), list(_shown("lines", faults, "fault"))
     if not tasks:
-        return [], [Finding("evaluation", "", "fault", f"{_near(path)} has no tasks: write one JSON object per line")]
+        return [], [Finding("evaluation", "", "fault", f"{near(path)} has no tasks: write one JSON object per line")]
     families = Counter(task.family for task in tasks.values())
     counts = ", ".join(f"{name} {count}" for name, count in sorted(families.items()))
-    found = [
-        Finding("evaluation", "", "ok", f"{_near(path)}: {len(tasks)} tasks in {len(families)} families: {counts}")
-    ]
+    found = [Finding("evaluation", "", "ok", f"{near(path)}: {len(tasks)} tasks in {len(families)} families: {counts}")]
     found += [_number(len(tasks), config), *_repeated(tasks), *_images(tasks)]
     return list(tasks.values()), found
 

@@ -5,7 +5,8 @@ Owns the file format, its digest and the rule for a right answer. A file is JSON
     {"id": "tag-001", "family": "tag", "prompt": "What do 3 cost?", "images": ["tag-001.png"], "answer": "36",
      "match": "number"}
 
-`images` are paths from the file's folder and may be left out; `match` is "number" or "text" (default).
+`images`, and `files` for the workspace, are paths from the file's folder and may be left out; `match` is "number"
+or "text" (default).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from nightschool_server.errors import AppError
 Match = Literal["number", "text"]
 
 _NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)(e[-+]?\d+)?")
-_KEYS = {"id": str, "family": str, "prompt": str, "images": list, "answer": str, "match": str}
+_KEYS = {"id": str, "family": str, "prompt": str, "images": list, "files": list, "answer": str, "match": str}
 _REQUIRED = ("id", "family", "prompt", "answer")
 
 
@@ -39,6 +40,7 @@ class EvaluationTask:
     answer: str
     match: Match = "text"
     images: tuple[Path, ...] = ()
+    files: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class EvaluationSet:
 
     tasks: tuple[EvaluationTask, ...]
     digest: str
-    """sha256 over every task and the bytes of its images; the order of the lines does not matter."""
+    """sha256 over every task and the bytes of its images and files; the order of the lines does not matter."""
 
 
 def read_evaluation(path: Path) -> EvaluationSet:
@@ -128,23 +130,26 @@ def _parse(line: str, folder: Path, where: str) -> EvaluationTask:
         raise AppError(f"{where}: match {match!r} must be 'number' or 'text'")
     if match == "number" and _number(value["answer"]) is None:
         raise AppError(f"{where}: answer {value['answer']!r} is not a number, but match is 'number'")
-    images = tuple(_image(folder, name, where) for name in value.get("images", []))
-    return EvaluationTask(value["id"], value["family"], value["prompt"], value["answer"], match, images)
+    images, files = (_paths(folder, value.get(key, []), f"{where}: {key[:-1]}") for key in ("images", "files"))
+    if len({path.name for path in files}) < len(files):
+        raise AppError(f"{where}: two files have one name, but they lie in one workspace: rename one")
+    return EvaluationTask(value["id"], value["family"], value["prompt"], value["answer"], match, images, files)
 
 
-def _image(folder: Path, name: Any, where: str) -> Path:
-    path = folder / str(name)
-    if not path.is_file():
-        raise AppError(f"{where}: image {str(name)!r} is not a file in {folder}")
-    return path
+def _paths(folder: Path, names: list[Any], what: str) -> tuple[Path, ...]:
+    for name in names:
+        if not (folder / str(name)).is_file():
+            raise AppError(f"{what} {str(name)!r} is not a file in {folder}")
+    return tuple(folder / str(name) for name in names)
 
 
 def digest_of(tasks: tuple[EvaluationTask, ...]) -> str:
-    """sha256 over every task and the bytes of its images; their order does not matter."""
+    """sha256 over every task and the bytes of its images and files; their order does not matter."""
     rows = sorted(
         canonical_json(
             [t.id, t.family, t.prompt, t.answer, t.match]
             + [hashlib.sha256(image.read_bytes()).hexdigest() for image in t.images]
+            + [[file.name, hashlib.sha256(file.read_bytes()).hexdigest()] for file in t.files]
         )
         for t in tasks
     )

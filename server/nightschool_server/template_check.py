@@ -6,12 +6,14 @@ of tools, and say so by leaving them out. Reads the model folder but no weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
-from nightschool_server.agent.call_forms import HERMES, CallForm, form_of_template
-from nightschool_server.agent.formats import call_form
+from nightschool_server.agent.call_forms import HERMES, form_of_template
+from nightschool_server.agent.formats import action_format, call_form
+from nightschool_server.agent.toolcalls import ParsedAnswer
 from nightschool_server.app import App
-from nightschool_server.chat import Message, Text, ToolSpec, assistant, system, tool_result, user
+from nightschool_server.chat import Message, Text, ToolCall, ToolSpec, assistant, system, tool_result, user
 from nightschool_server.config.config import Config
 from nightschool_server.engine import Prompt
 from nightschool_server.engines.model_folder import ModelFolder, read_model_folder
@@ -22,16 +24,52 @@ from nightschool_server.findings import Finding, State
 ARGUMENT = "nightschool-check-argument"
 ASKED = "nightschool-check-question"
 SAID = "nightschool-check-result"
-GROUP = "template"
 _IMAGE = "0" * 64
 _REMEDY = "take the instruction-tuned version of the model, or give its folder a chat_template.jinja"
 
 
-def examine_model(app: App, config: Config, *, offered: tuple[ToolSpec, ...], has_images: bool) -> Iterator[Finding]:
-    """What is to be said of the model for this application, which offers it the tools `offered`.
+@dataclass(frozen=True)
+class Subject:
+    """What is looked at: an application with its tools, on a model."""
 
-    `has_images` is whether held-out tasks have any.
-    """
+    app: App
+    specs: tuple[ToolSpec, ...]
+    config: Config
+    folder: ModelFolder
+    renderer: Renderer
+
+    @property
+    def opening(self) -> tuple[Message, ...]:
+        """How a task begins."""
+        head = (system(self.app.system_prompt),) if self.app.system_prompt else ()
+        return action_format(self.config.agent).begin((*head, user(ASKED)), self.specs)
+
+    def render(self, *messages: Message) -> str:
+        """The messages as the model reads them. Raises InvalidRequestError where the template refuses them."""
+        shown = action_format(self.config.agent).shown(self.specs)
+        return self.renderer.text(Prompt(messages, shown))
+
+    @property
+    def call(self) -> ToolCall:
+        """A call of the first tool."""
+        return self._parsed().calls[0]
+
+    @property
+    def called(self) -> Message:
+        """The step of the model that holds it."""
+        parsed = self._parsed()
+        return Message("assistant", parsed.calls) if parsed.as_parts else assistant(self._written())
+
+    def _written(self) -> str:
+        name = self.specs[0].name if self.specs else "look_up"
+        return call_form(self.config.agent).write(name, {"key": ARGUMENT})
+
+    def _parsed(self) -> ParsedAnswer:
+        return call_form(self.config.agent).read(self._written(), self.specs)
+
+
+def examine_model(app: App, specs: tuple[ToolSpec, ...], config: Config, *, has_images: bool) -> Iterator[Finding]:
+    """What is to be said of the model for this application with these tools; `has_images` of its held-out tasks."""
     engine = config.engine
     try:
         folder = read_model_folder(
@@ -47,106 +85,93 @@ def examine_model(app: App, config: Config, *, offered: tuple[ToolSpec, ...], ha
     yield Finding("model", "", "ok", f"{engine.model}: {sight}, context {folder.info.context_length:,}")
     if has_images and not folder.info.accepts_images:
         yield Finding("model", "images", "fault", "held-out tasks have images and this model reads text only")
-    renderer = Renderer(RenderingParts(folder.tokenizer, folder.template, folder.image_token_id, folder.pictures, None))
-    yield _form(config, folder)
-    yield from _template(app, offered, renderer, folder, call_form(config.agent))
-    yield from _length(app, config, renderer, folder, offered)
+    parts = RenderingParts(folder.tokenizer, folder.template, folder.image_token_id, folder.pictures, None)
+    subject = Subject(app, specs, config, folder, Renderer(parts))
+    for check in (_form, _prompt, _tools, _calls, _sent_calls, _results, _images, _tool_images):
+        yield from _asked(check, subject)
+    yield from _length(subject)
 
 
-def _form(config: Config, folder: ModelFolder) -> Finding:
-    form, own = call_form(config.agent), form_of_template(folder.template)
-    if form is not own and own is not HERMES:
-        text = f"agent.tool_call_format is {form.name}, but the template writes {own.name}: set it to auto"
-        return Finding(GROUP, "form", "fault", text)
-    return Finding(GROUP, "form", "ok", f"calls are read as {form.name}")
+Answer = tuple[State, str] | None
+"""None: there is nothing to ask."""
 
 
-def _template(
-    app: App, offered: tuple[ToolSpec, ...], renderer: Renderer, folder: ModelFolder, form: CallForm
-) -> Iterator[Finding]:
-    opening = [*([system(app.system_prompt)] if app.system_prompt else []), user(ASKED)]
-    written = form.write(offered[0].name if offered else "look_up", {"key": ARGUMENT})
-    parsed = form.read(written, offered)
-    call = parsed.calls[0]
-    called = Message("assistant", parsed.calls) if parsed.as_parts else assistant(written)
-    answered = tool_result(call, SAID)
-
-    def render(messages: Sequence[Message]) -> str:
-        return renderer.text(Prompt(tuple(messages), offered))
-
-    def prompt() -> tuple[State, str]:
-        if app.system_prompt.strip() not in render(opening):
-            return "fault", f"leaves the system prompt out: {_REMEDY}"
-        return "ok", "shows the system prompt and the question"
-
-    def tools() -> tuple[State, str]:
-        text = render(opening)
-        hidden = [spec.name for spec in offered if spec.name not in text.replace(app.system_prompt, "")]
-        if hidden:
-            return "fault", f"does not show the model the tools {', '.join(hidden)}: {_REMEDY} that lists them"
-        undescribed = [spec.name for spec in offered if spec.description not in text]
-        return "ok", f"shows all {len(offered)} tools{', without their descriptions' if undescribed else ''}"
-
-    def calls() -> tuple[State, str]:
-        text = render([*opening, called, answered])
-        if (called.text or ARGUMENT) not in text:
-            return "fault", f"changes the model's own call when it is shown again: {_REMEDY} that shows it as it is"
-        return "ok", "shows the model's call as it wrote it"
-
-    def sent_calls() -> tuple[State, str]:
-        text = render([*opening, Message("assistant", (Text(""), call)), answered])
-        if ARGUMENT not in text:
-            return "no", "leaves out calls that a client sends as parts of a conversation: send them as text"
-        return "ok", "shows calls that a client sends as parts"
-
-    def results() -> tuple[State, str]:
-        if SAID not in render([*opening, called, answered]):
-            return "fault", f"leaves results of tools out, so the model never learns what a tool said: {_REMEDY}"
-        return "ok", "shows results of tools"
-
-    yield _asked("prompt", prompt)
-    if offered:
-        yield _asked("tools", tools)
-    yield _asked("calls", calls)
-    yield _asked("sent calls", sent_calls, "no")
-    yield _asked("results", results)
-    if folder.pictures is None:
-        return
-    mark = folder.pictures.image_mark
-
-    def images() -> tuple[State, str]:
-        if render([*opening[:-1], user(ASKED, [_IMAGE])]).count(mark) != 1:
-            return "fault", f"does not mark the place of an image with {mark!r}: {_REMEDY} that does"
-        return "ok", "marks images"
-
-    def returned() -> tuple[State, str]:
-        pictured = tool_result(call, SAID, images=[_IMAGE])
-        if render([*opening, called, pictured]).count(mark) != 1:
-            return "no", "leaves images out that a tool gives back: let tools describe in words what is to be seen"
-        return "ok", "marks images that a tool gives back"
-
-    yield _asked("images", images)
-    yield _asked("tool images", returned, "no")
-
-
-def _asked(name: str, question: Callable[[], tuple[State, str]], refused: State = "fault") -> Finding:
-    """What `question` finds; `refused` where the template will not render it."""
+def _asked(check: Callable[[Subject], Answer], subject: Subject) -> Iterator[Finding]:
+    name = check.__name__.strip("_").replace("_", " ")
     try:
-        state, text = question()
+        answer = check(subject)
     except InvalidRequestError as error:
-        return Finding(GROUP, name, refused, str(error))
-    return Finding(GROUP, name, state, text)
+        answer = ("no" if check in (_sent_calls, _tool_images) else "fault", str(error))
+    if answer is not None:
+        yield Finding("template", name, *answer)
 
 
-def _length(
-    app: App, config: Config, renderer: Renderer, folder: ModelFolder, offered: tuple[ToolSpec, ...]
-) -> Iterator[Finding]:
-    opening = [*([system(app.system_prompt)] if app.system_prompt else []), user("?")]
+def _form(subject: Subject) -> Answer:
+    form, own = call_form(subject.config.agent), form_of_template(subject.folder.template)
+    if form is not own and own is not HERMES:
+        return "fault", f"agent.tool_call_format is {form.name}, but the template writes {own.name}: set it to auto"
+    return "ok", f"calls are read as {form.name}"
+
+
+def _prompt(subject: Subject) -> Answer:
+    if subject.app.system_prompt.strip() not in subject.render(*subject.opening):
+        return "fault", f"leaves the system prompt out: {_REMEDY}"
+    return "ok", "shows the system prompt and the question"
+
+
+def _tools(subject: Subject) -> Answer:
+    if not subject.specs:
+        return None
+    text = subject.render(*subject.opening).replace(subject.app.system_prompt, "")
+    if hidden := [spec.name for spec in subject.specs if spec.name not in text]:
+        return "fault", f"does not show the model the tools {', '.join(hidden)}: {_REMEDY} that lists them"
+    undescribed = any(spec.description not in text for spec in subject.specs)
+    return "ok", f"shows all {len(subject.specs)} tools{', without their descriptions' if undescribed else ''}"
+
+
+def _calls(subject: Subject) -> Answer:
+    text = subject.render(*subject.opening, subject.called, tool_result(subject.call, SAID))
+    if (subject.called.text or ARGUMENT) not in text:
+        return "fault", f"changes the model's own call when it is shown again: {_REMEDY} that shows it as it is"
+    return "ok", "shows the model's call as it wrote it"
+
+
+def _sent_calls(subject: Subject) -> Answer:
+    sent = Message("assistant", (Text(""), subject.call))
+    if ARGUMENT not in subject.render(*subject.opening, sent, tool_result(subject.call, SAID)):
+        return "no", "leaves out calls that a client sends as parts of a conversation: send them as text"
+    return "ok", "shows calls that a client sends as parts"
+
+
+def _results(subject: Subject) -> Answer:
+    if SAID not in subject.render(*subject.opening, subject.called, tool_result(subject.call, SAID)):
+        return "fault", f"leaves results of tools out, so the model never learns what a tool said: {_REMEDY}"
+    return "ok", "shows results of tools"
+
+
+def _images(subject: Subject) -> Answer:
+    if (pictures := subject.folder.pictures) is None:
+        return None
+    if subject.render(*subject.opening[:-1], user(ASKED, [_IMAGE])).count(pictures.image_mark) != 1:
+        return "fault", f"does not mark the place of an image with {pictures.image_mark!r}: {_REMEDY} that does"
+    return "ok", "marks images"
+
+
+def _tool_images(subject: Subject) -> Answer:
+    if (pictures := subject.folder.pictures) is None:
+        return None
+    pictured = tool_result(subject.call, SAID, images=[_IMAGE])
+    if subject.render(*subject.opening, subject.called, pictured).count(pictures.image_mark) != 1:
+        return "no", "leaves images out that a tool gives back: let tools describe in words what is to be seen"
+    return "ok", "marks images that a tool gives back"
+
+
+def _length(subject: Subject) -> Iterator[Finding]:
     try:
-        used = len(renderer.tokenise(renderer.text(Prompt(tuple(opening), offered))))
+        used = len(subject.renderer.tokenise(subject.render(*subject.opening)))
     except InvalidRequestError:
         return  # Said above.
-    context, answer = folder.info.context_length, config.agent.max_tokens
+    context, answer = subject.folder.info.context_length, subject.config.agent.max_tokens
     left = context - used - answer
     text = f"system prompt and tools take {used:,} of {context:,} tokens, agent.max_tokens {answer:,}"
     if left <= 0:

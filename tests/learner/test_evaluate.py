@@ -12,10 +12,11 @@ import pytest_asyncio
 from nightschool_learner import records
 from nightschool_learner.decision import recorded_decision
 from nightschool_learner.errors import CycleCancelledError
-from nightschool_learner.evaluate import EvaluateStage, Results, basis_of, held_out_tasks
+from nightschool_learner.evaluate import EvaluateStage, Results
 from nightschool_learner.evaluation_records import evaluation_of
 from nightschool_learner.evaluation_results import GREEDY, Basis, TaskResult, insert_results, results_of
 from nightschool_learner.examiner import judge, read_images
+from nightschool_learner.held_out import basis_of, held_out_tasks, plan_of
 from nightschool_learner.stages import Cycle
 from nightschool_server import chat
 from nightschool_server.agent.episode import EpisodeResult, Usage
@@ -113,6 +114,32 @@ async def test_sampled_answers_come_from_the_same_seeds_for_both_adapters_and_ar
     records.finish(served.store, cycle.id, "rejected", "sampled")
 
 
+async def test_a_hopeless_candidate_is_given_up_at_a_look_and_the_rest_is_not_measured(
+    served: World, trained: Trained
+) -> None:
+    settings = ("gate.early_stop=true", "gate.first_look=4", "gate.look_every=4", "gate.futility_difference=0.9")
+    cycle = served.cycle(*settings, "evaluate.num_seeds=2")
+    candidate = await add_adapter(served, trained, scale=next(_scales))
+    records.set_candidate(served.store, cycle.id, candidate)
+    assert await EvaluateStage().run(cycle) is None
+    basis = await basis_of(cycle, held_out_tasks(cycle))
+    plan = plan_of(cycle, held_out_tasks(cycle))
+    row = await recorded_decision(cycle, candidate)
+    assert row.early_stop is not None
+    assert (row.early_stop.verdict, row.early_stop.num_planned, row.n) == ("futile", 16, row.early_stop.n)
+    assert row.n in (4, 8, 12)
+    assert set(results_of(served.store, basis, candidate)) == set(plan.greedy(row.n))
+    assert f"futile after {row.n} of 16 tasks" in served.progress(cycle, "evaluate")["message"]
+    shown = (await served.client.admin.cycles.get(cycle.id)).evaluation
+    assert shown is not None
+    assert shown.early_stop is not None
+    assert shown.early_stop.e_futile == row.early_stop.e_futile
+    assert not shown.passed
+    with served.store.transaction() as db:
+        db.execute("DELETE FROM evaluations")
+    records.finish(served.store, cycle.id, "rejected", "futile")
+
+
 async def test_results_of_another_application_or_other_limits_are_not_reused(served: World, cycle: Cycle) -> None:
     held_out = held_out_tasks(cycle)
     same = await basis_of(cycle, held_out)
@@ -182,10 +209,12 @@ async def test_fewer_tasks_where_configured_and_always_the_same_ones(served: Wor
 async def test_adapters_are_interleaved_and_the_detectable_difference_is_said_first(
     served: World, cycle: Cycle
 ) -> None:
-    results = Results(cycle, Basis("another set", ""), cycle.progress("evaluate"), ("0001-aaaa", "base"))
-    units = results.begin(held_out_tasks(cycle))
-    assert [unit.adapter for unit in units[:4]] == ["0001-aaaa", "base", "0001-aaaa", "base"]
-    assert units[0].task == units[1].task
+    plan = plan_of(cycle, held_out_tasks(cycle))
+    results = Results(cycle, Basis("another set", ""), plan, cycle.progress("evaluate"), ("0001-aaaa", "base"))
+    results.begin()
+    units = results.missing(plan.keys(plan.n))
+    assert [adapter for _, adapter in units[:4]] == ["0001-aaaa", "base", "0001-aaaa", "base"]
+    assert units[0][0] == units[1][0]
     assert "n 16 finds differences of 25.0 points or more" in cycle.progress("evaluate").message
     assert cycle.progress("evaluate").counts["detectable_per_mille"] == 250
 

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 from nightschool_learner.comparison import compare, paired
-from nightschool_learner.decision import margin_of
 from nightschool_learner.diversity import sampled_numbers
 from nightschool_learner.evaluation_results import TaskResult
+from nightschool_learner.evidence import margin_of
 from nightschool_learner.gate import Decision, Evidence, decide
 from nightschool_server.config.training import GateConfig
 

@@ -9,9 +9,9 @@ import pytest
 import pytest_asyncio
 from nightschool_learner import records
 from nightschool_learner.errors import StageFailedError
-from nightschool_learner.evaluate import basis_of, held_out_tasks
 from nightschool_learner.evaluation_records import evaluation_of
 from nightschool_learner.evaluation_results import TaskResult, insert_results
+from nightschool_learner.held_out import basis_of, held_out_tasks
 from nightschool_learner.promote import PromoteStage
 from nightschool_learner.stages import Cycle
 
@@ -139,7 +139,7 @@ async def test_an_incomplete_measurement_is_no_decision(served: World, trained: 
     cycle, candidate = await measured_cycle(served, trained, 15)
     with served.store.transaction() as db:
         db.execute("DELETE FROM evaluation_results WHERE adapter = ? AND task_id = 'sum-0'", (candidate,))
-    with pytest.raises(StageFailedError, match="there are 16 of 16 on base and 15 of 16 on"):
+    with pytest.raises(StageFailedError, match="there are 16 of 16 of the incumbent and 15 of the candidate"):
         await PromoteStage().run(cycle)
     assert evaluation_of(served.store, cycle.id) is None
 

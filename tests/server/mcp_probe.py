@@ -1,9 +1,9 @@
 """An MCP server of the standard library alone, which does on demand what servers do wrong.
 
-    python tests/server/mcp_probe.py [--tools JSON] [--http FILE]
+    python tests/server/mcp_probe.py [--tools JSON] [--http PORT]
 
 It speaks the handshake of 2025 on its standard input and output. `--tools` replaces its list of tools. `--http` serves
-the same over streamable HTTP on a free port of loopback, written to FILE.
+the same over streamable HTTP on loopback, on a free port where it is 0, and prints the port when it listens.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import time
 import zlib
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 READ_ONLY = {"readOnlyHint": True}
@@ -109,7 +108,16 @@ def release(_: dict[str, Any]) -> dict[str, Any]:
     return text("done")
 
 
+def slightly_broken(_: dict[str, Any]) -> dict[str, Any]:
+    """A picture with a remark whose checksum is wrong, which browsers show."""
+    remark = struct.pack(">I", 4) + b"tEXta\0bc" + b"\0\0\0\0"
+    head = 8 + 12 + 13
+    data = base64.b64encode(PNG[:head] + remark + PNG[head:]).decode()
+    return {"content": [{"type": "image", "data": data, "mimeType": "image/png"}]}
+
+
 def noisy(_: dict[str, Any]) -> dict[str, Any]:
+    LISTED.append({"name": "late", "inputSchema": NOTHING})
     sys.stdout.write("this line is no JSON-RPC\n")
     sys.stderr.write("a line of stderr\n")
     sys.stderr.flush()
@@ -123,6 +131,8 @@ TOOLS: dict[str, Tool] = {
     "environment": (lambda arguments: text(os.environ.get(arguments["text"], "")), TEXT, READ_ONLY),
     "long": (lambda _: text("x" * 3_000_000), NOTHING, READ_ONLY),
     "everything": (everything, NOTHING, READ_ONLY),
+    "slightly_broken": (slightly_broken, NOTHING, READ_ONLY),
+    "look_up": (lambda _: text("found"), NOTHING, {**READ_ONLY, "openWorldHint": True}),
     "structured": (structured, NOTHING, READ_ONLY),
     "fail": (fail, TEXT, READ_ONLY),
     "refuse": (refuse, TEXT, READ_ONLY),
@@ -193,7 +203,7 @@ def serve_stdio(listed: list[dict[str, Any]]) -> None:
             send(response)
 
 
-def serve_http(listed: list[dict[str, Any]], file: Path) -> None:
+def serve_http(listed: list[dict[str, Any]], port: int) -> None:
     """One JSON response for each POST, with a session that is known to this process alone."""
     session = str(os.getpid())
 
@@ -224,19 +234,19 @@ def serve_http(listed: list[dict[str, Any]], file: Path) -> None:
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    port = int(file.read_text()) if file.exists() else 0
     server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     server.daemon_threads = True
-    file.write_text(str(server.server_port))
+    sys.stdout.write(f"{server.server_port}\n")
+    sys.stdout.flush()
     server.serve_forever()
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--tools", type=json.loads, default=LISTED)
-    parser.add_argument("--http", type=Path)
+    parser.add_argument("--http", type=int)
     given = parser.parse_args()
-    if given.http:
+    if given.http is not None:
         serve_http(given.tools, given.http)
     else:
         serve_stdio(given.tools)

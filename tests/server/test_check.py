@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from nightschool_server.main import main
 
+from tests.server import mcp_probe
+
 MODEL = Path(__file__).resolve().parents[2] / "examples" / "shop" / "model"
 HEAD = "from pathlib import Path\nfrom nightschool_server.app import App, tool\n"
 PRICE = '@tool(effect="read_only")\ndef price(item: str) -> int:\n    """The price."""\n    return 3\n'
@@ -210,3 +212,44 @@ def test_no_application_is_the_users_mistake(folder: Path, capsys: pytest.Captur
     assert capsys.readouterr().err.strip() == (
         "nightschool: no application is named: nightschool check app:app, or set agent.app"
     )
+
+
+def test_mcp_servers_are_started_and_their_tools_told(check: Check) -> None:
+    schema = {"type": "object", "properties": {}}
+    listed = [
+        {"name": "look", "description": "Look.", "inputSchema": schema, "annotations": {"readOnlyHint": True}},
+        {"name": "send", "description": "Send.", "inputSchema": schema},
+        {"name": "call", "description": "Call.", "inputSchema": schema},
+    ]
+    command = [sys.executable, "-S", mcp_probe.__file__, "--tools", json.dumps(listed)]
+    source = (
+        "from nightschool_server.app import McpServer\n"
+        f"COMMAND = {command!r}\n"
+        "good = McpServer('good', command=COMMAND, simulate={'call': lambda: 'called'})\n"
+        "app = App('shop', 'Help.', mcp=[good])"
+    )
+    code, found = check(source)
+    assert code == 0
+    assert found["mcp", "good"] == ["ok: starts, 3 tools (app.py:5)"]
+    assert found["mcp", "good.look"] == ["ok: read_only"]
+    assert found["mcp", "good.send"][0].startswith("no: external: practice never runs it: name its effect in effects")
+    assert found["mcp", "good.call"] == ["ok: external, simulated in practice"]
+    assert found["app", ""] == ["ok: app:app: 'shop', 3 tools"]
+
+
+def test_an_mcp_server_that_does_not_start_and_a_name_that_comes_twice_are_faults(check: Check) -> None:
+    schema = {"type": "object", "properties": {}}
+    listed = [{"name": "look", "description": "Look.", "inputSchema": schema, "annotations": {"readOnlyHint": True}}]
+    command = [sys.executable, "-S", mcp_probe.__file__, "--tools", json.dumps(listed)]
+    code, found = check(
+        "from nightschool_server.app import McpServer\n"
+        f"one = McpServer('one', command={command!r})\n"
+        f"two = McpServer('two', command={command!r}, prefix='one')\n"
+        "dead = McpServer('dead', command=['/no/such/program'])\n"
+        "app = App('shop', 'Help.', mcp=[one, two, dead])"
+    )
+    assert code == 1
+    assert found["mcp", "dead"][0].startswith("fault: MCP server 'dead' (app.py:6)")
+    assert "two tools called 'one.look'" in found["tools", "names"][0]
+    assert "app.py:4" in found["tools", "names"][0]
+    assert "app.py:5" in found["tools", "names"][0]

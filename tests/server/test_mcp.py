@@ -91,6 +91,11 @@ async def test_a_result_of_every_kind_is_text_to_read_and_images_to_see(tools: T
     ]
 
 
+async def test_a_picture_with_a_broken_remark_is_seen_without_it(tools: Toolbox, state: ToolState) -> None:
+    done = await call(tools, state, "slightly_broken")
+    assert (done.content, list(done.images.values())) == ("1 image", [mcp_probe.PNG])
+
+
 @pytest.mark.parametrize(
     ("written", "failure", "content"),
     [
@@ -125,6 +130,7 @@ async def test_annotations_say_what_practice_may_run_and_the_application_has_the
             "refused",
             "error: tool 'send' has external effects and is not run in practice",
         )
+        assert (await call(tools, state, "look_up")).failure == "refused", "it reads, but from an open world"
         assert (await call(tools, state, "release")).failure == "refused"
         assert (await call(tools, state, "mine.send", text="a")).content == "sent a"
 

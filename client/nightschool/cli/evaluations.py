@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import click
 
 from nightschool.cli.output import note, write_fields, write_table
-from nightschool.records import Evaluation, GateRule, SampledResult
+from nightschool.records import EarlyStop, Evaluation, GateRule, SampledResult
 
 
 def write_evaluation(found: Evaluation) -> None:
@@ -19,6 +19,7 @@ def write_evaluation(found: Evaluation) -> None:
             ("evaluation", f"{found.id}: {found.candidate} against {found.incumbent}"),
             ("set", f"version {found.set_version}, {found.set_digest[:12]}, n {found.n}" if found.set_version else ""),
             ("detectable", f"{found.detectable * 100:.1f} points in 8 of 10 runs" if found.detectable else ""),
+            ("early stop", _stopped(found.early_stop) if found.early_stop is not None else ""),
             *((f"note {number}", text) for number, text in enumerate(found.notes, start=1)),
         ]
     )
@@ -31,6 +32,11 @@ def write_evaluation(found: Evaluation) -> None:
         write_table(["family", "n", "before", "after", "gained", "lost", "p", "no worse, p"], _families(found))
     if found.sampled is not None:
         _write_sampled(found.sampled)
+
+
+def _stopped(stop: EarlyStop) -> str:
+    where = f"after {stop.n} of {stop.num_planned} tasks, {stop.num_looks} looks"
+    return f"{stop.verdict} {where}, evidence {stop.e_value:.3g}"
 
 
 def _status(rule: GateRule) -> str:

@@ -71,6 +71,8 @@ app = App(
     name="starter",
     system_prompt="You help in a shop. Use the tools; answer with the result alone.",
     tools=[price, reserve, order],
+    # Tools of MCP servers, programs or URLs, are offered beside these; McpServer is imported where App is:
+    # mcp=[McpServer("time", command=["mcp-server-time"])],
     # Tasks with exact answers that no training ever sees. A new adapter must be better on them than the one before
     # it, or it never serves. See evaluation/tasks.jsonl.
     evaluation=Path(__file__).with_name("evaluation") / "tasks.jsonl",

@@ -310,6 +310,7 @@ class Evaluation(google.protobuf.message.Message):
     SAMPLED_FIELD_NUMBER: builtins.int
     NOTES_FIELD_NUMBER: builtins.int
     THRESHOLDS_JSON_FIELD_NUMBER: builtins.int
+    EARLY_STOP_FIELD_NUMBER: builtins.int
     id: builtins.str
     candidate: builtins.str
     incumbent: builtins.str
@@ -351,6 +352,10 @@ class Evaluation(google.protobuf.message.Message):
     def notes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """What a reader must know beside the numbers, e.g. that the set changed since the last evaluation."""
 
+    @property
+    def early_stop(self) -> global___EarlyStop:
+        """Absent where nobody looked before the end; else p_value and the interval hold at every look."""
+
     def __init__(
         self,
         *,
@@ -376,9 +381,10 @@ class Evaluation(google.protobuf.message.Message):
         sampled: global___SampledResult | None = ...,
         notes: collections.abc.Iterable[builtins.str] | None = ...,
         thresholds_json: builtins.str = ...,
+        early_stop: global___EarlyStop | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["sampled", b"sampled"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["candidate", b"candidate", "candidate_success", b"candidate_success", "detectable", b"detectable", "families", b"families", "id", b"id", "incumbent", b"incumbent", "incumbent_success", b"incumbent_success", "interval_high", b"interval_high", "interval_level", b"interval_level", "interval_low", b"interval_low", "n", b"n", "notes", b"notes", "num_gained", b"num_gained", "num_lost", b"num_lost", "p_value", b"p_value", "passed", b"passed", "reasons", b"reasons", "rules", b"rules", "sampled", b"sampled", "set_digest", b"set_digest", "set_version", b"set_version", "thresholds_json", b"thresholds_json"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["early_stop", b"early_stop", "sampled", b"sampled"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["candidate", b"candidate", "candidate_success", b"candidate_success", "detectable", b"detectable", "early_stop", b"early_stop", "families", b"families", "id", b"id", "incumbent", b"incumbent", "incumbent_success", b"incumbent_success", "interval_high", b"interval_high", "interval_level", b"interval_level", "interval_low", b"interval_low", "n", b"n", "notes", b"notes", "num_gained", b"num_gained", "num_lost", b"num_lost", "p_value", b"p_value", "passed", b"passed", "reasons", b"reasons", "rules", b"rules", "sampled", b"sampled", "set_digest", b"set_digest", "set_version", b"set_version", "thresholds_json", b"thresholds_json"]) -> None: ...
 
 global___Evaluation = Evaluation
 
@@ -456,6 +462,44 @@ class GateRule(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["decides", b"decides", "held", b"held", "name", b"name", "text", b"text", "threshold", b"threshold", "value", b"value"]) -> None: ...
 
 global___GateRule = GateRule
+
+@typing.final
+class EarlyStop(google.protobuf.message.Message):
+    """Where an evaluation ended that was looked at while it ran."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    VERDICT_FIELD_NUMBER: builtins.int
+    N_FIELD_NUMBER: builtins.int
+    NUM_PLANNED_FIELD_NUMBER: builtins.int
+    NUM_LOOKS_FIELD_NUMBER: builtins.int
+    E_VALUE_FIELD_NUMBER: builtins.int
+    E_FUTILE_FIELD_NUMBER: builtins.int
+    FUTILITY_DIFFERENCE_FIELD_NUMBER: builtins.int
+    verdict: builtins.str
+    """accepted, futile or complete."""
+    n: builtins.int
+    num_planned: builtins.int
+    num_looks: builtins.int
+    e_value: builtins.float
+    """Evidence that the candidate is better; 1 is none."""
+    e_futile: builtins.float
+    """Evidence that it is not better by futility_difference."""
+    futility_difference: builtins.float
+    def __init__(
+        self,
+        *,
+        verdict: builtins.str = ...,
+        n: builtins.int = ...,
+        num_planned: builtins.int = ...,
+        num_looks: builtins.int = ...,
+        e_value: builtins.float = ...,
+        e_futile: builtins.float = ...,
+        futility_difference: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["e_futile", b"e_futile", "e_value", b"e_value", "futility_difference", b"futility_difference", "n", b"n", "num_looks", b"num_looks", "num_planned", b"num_planned", "verdict", b"verdict"]) -> None: ...
+
+global___EarlyStop = EarlyStop
 
 @typing.final
 class SampledResult(google.protobuf.message.Message):
@@ -1225,6 +1269,7 @@ class Task(google.protobuf.message.Message):
     SEED_REQUEST_IDS_FIELD_NUMBER: builtins.int
     CREATED_AT_FIELD_NUMBER: builtins.int
     NUM_SIMULATED_FIELD_NUMBER: builtins.int
+    FILES_FIELD_NUMBER: builtins.int
     id: builtins.str
     cycle_id: builtins.str
     prompt: builtins.str
@@ -1240,6 +1285,10 @@ class Task(google.protobuf.message.Message):
 
     @property
     def created_at(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    @property
+    def files(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[nightschool_proto.v1.content_pb2.File]:
+        """In its workspace when it begins, by sha256."""
+
     def __init__(
         self,
         *,
@@ -1251,9 +1300,10 @@ class Task(google.protobuf.message.Message):
         seed_request_ids: collections.abc.Iterable[builtins.str] | None = ...,
         created_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         num_simulated: builtins.int = ...,
+        files: collections.abc.Iterable[nightschool_proto.v1.content_pb2.File] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["created_at", b"created_at"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["created_at", b"created_at", "cycle_id", b"cycle_id", "id", b"id", "image_sha256", b"image_sha256", "num_simulated", b"num_simulated", "prompt", b"prompt", "seed_request_ids", b"seed_request_ids", "state", b"state"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["created_at", b"created_at", "cycle_id", b"cycle_id", "files", b"files", "id", b"id", "image_sha256", b"image_sha256", "num_simulated", b"num_simulated", "prompt", b"prompt", "seed_request_ids", b"seed_request_ids", "state", b"state"]) -> None: ...
 
 global___Task = Task
 
@@ -1480,14 +1530,41 @@ global___PairVerdict = PairVerdict
 class ExportPairsRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    class _Rows:
+        ValueType = typing.NewType("ValueType", builtins.int)
+        V: typing_extensions.TypeAlias = ValueType
+
+    class _RowsEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[ExportPairsRequest._Rows.ValueType], builtins.type):
+        DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+        ROWS_UNSPECIFIED: ExportPairsRequest._Rows.ValueType  # 0
+        """PREFERENCES."""
+        PREFERENCES: ExportPairsRequest._Rows.ValueType  # 1
+        CORRECTIONS: ExportPairsRequest._Rows.ValueType  # 2
+        """What callers say an answer should have been: prompt and completion, for SFT."""
+        THUMBS: ExportPairsRequest._Rows.ValueType  # 3
+        """Thumbs up and down: prompt, completion and label, for KTO."""
+
+    class Rows(_Rows, metaclass=_RowsEnumTypeWrapper): ...
+    ROWS_UNSPECIFIED: ExportPairsRequest.Rows.ValueType  # 0
+    """PREFERENCES."""
+    PREFERENCES: ExportPairsRequest.Rows.ValueType  # 1
+    CORRECTIONS: ExportPairsRequest.Rows.ValueType  # 2
+    """What callers say an answer should have been: prompt and completion, for SFT."""
+    THUMBS: ExportPairsRequest.Rows.ValueType  # 3
+    """Thumbs up and down: prompt, completion and label, for KTO."""
+
     CYCLE_ID_FIELD_NUMBER: builtins.int
+    ROWS_FIELD_NUMBER: builtins.int
     cycle_id: builtins.str
+    """Empty: of every cycle; of corrections and thumbs what the latest cycle says of an answer."""
+    rows: global___ExportPairsRequest.Rows.ValueType
     def __init__(
         self,
         *,
         cycle_id: builtins.str = ...,
+        rows: global___ExportPairsRequest.Rows.ValueType = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["cycle_id", b"cycle_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cycle_id", b"cycle_id", "rows", b"rows"]) -> None: ...
 
 global___ExportPairsRequest = ExportPairsRequest
 

@@ -139,7 +139,9 @@ def _effect(server: McpServer, tool: Tool) -> Effect:
     """What the application says, else what the server's annotations say, else the worst."""
     if tool.name in server.effects:
         return server.effects[tool.name]
-    is_read_only = tool.annotations is not None and tool.annotations.read_only_hint is True
+    hints = tool.annotations
+    # One that reads the open world gives practice's every try away to strangers, and rarely the same twice.
+    is_read_only = hints is not None and hints.read_only_hint is True and hints.open_world_hint is not True
     return "read_only" if is_read_only else "external"
 
 

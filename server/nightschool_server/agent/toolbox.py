@@ -94,15 +94,10 @@ async def open_tools(
 
 async def list_tools(app: App) -> tuple[ToolSpec, ...]:
     """The tools of `app` as the model sees them. Asks its MCP servers; starts no worker. Raises AppError."""
-    return (await survey(app))[0]
-
-
-async def survey(app: App) -> tuple[tuple[ToolSpec, ...], list[OpenTool]]:
-    """The tools of `app` as the model sees them, and those of its MCP servers, which are ended. Raises AppError."""
     async with AsyncExitStack() as stack:
         mcp = await open_mcp_tools(app, stack, limits=DEFAULT_LIMITS)
     python = [(tool.spec, tool.where) for tool in app.tools]
-    return checked(app, [*python, *((tool.spec, tool.where) for tool in mcp)]), mcp
+    return checked(app, [*python, *((tool.spec, tool.where) for tool in mcp)])
 
 
 def checked(app: App, tools: Sequence[tuple[ToolSpec, str]]) -> tuple[ToolSpec, ...]:

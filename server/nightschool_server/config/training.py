@@ -129,6 +129,17 @@ class GateConfig(_Section):
     min_interval_low: Annotated[float, Field(ge=-1, le=1)] = 0.0
     """The lower end of the paired bootstrap interval; more than this."""
     interval_level: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    early_stop: bool = False
+    """Look at the results while they come in, and end the evaluation where the outcome is sure. The test is then an
+    anytime-valid one, which needs more tasks for a small difference than McNemar's on the whole set."""
+    first_look: Positive = 60
+    """Tasks before the first look."""
+    look_every: Positive = 40
+    """Tasks between two looks."""
+    futility_difference: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """A candidate that is surely less than this better is given up. 0: what the whole run can find."""
+    max_futility_error: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """The chance to give up one that is better by that much."""
     max_family_fall: Share = 0.15
     """How far a family of tasks may fall."""
     max_family_p: Share = 0.05

@@ -7,6 +7,7 @@ run of a server; that there is another one after it is `session.py`'s.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from typing import Any
 
@@ -47,6 +48,7 @@ class Connection:
         self._leave = asyncio.Event()
         self._holder: asyncio.Task[None] | None = None
         self._calls: set[asyncio.Task[types.CallToolResult]] = set()
+        self._comparing: asyncio.Task[None] | None = None
         self._is_broken = False
         self._why_closed = ""
 
@@ -123,9 +125,10 @@ class Connection:
         if not self._ready.is_set():
             self._holder.cancel()
         await asyncio.gather(self._holder, return_exceptions=True)
-        for call in self._calls:
-            call.cancel()
-        await asyncio.gather(*self._calls, return_exceptions=True)
+        left = [*self._calls, *([self._comparing] if self._comparing else [])]
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
 
     def _forget(self, call: asyncio.Task[types.CallToolResult]) -> None:
         self._calls.discard(call)
@@ -162,11 +165,18 @@ class Connection:
     async def _on_message(self, message: object) -> None:
         name = self.server.name
         if isinstance(message, types.ToolListChangedNotification):
-            logger.warning("mcp_server=%s event=tools_changed remedy=restart_to_offer_them", name)
+            if self._ready.is_set() and (self._comparing is None or self._comparing.done()):
+                self._comparing = asyncio.create_task(self._compare())
         elif isinstance(message, Exception):
             logger.debug("mcp_server=%s unreadable=%r", name, message)
         elif isinstance(message, types.LoggingMessageNotification):
             logger.debug("mcp_server=%s level=%s said=%r", name, message.params.level, message.params.data)
+
+    async def _compare(self) -> None:
+        """Say so where the server offers other tools than at the start."""
+        with contextlib.suppress(MCPError):
+            if await self._list() != self.tools:
+                logger.warning("mcp_server=%s event=tools_changed remedy=restart_nightschool", self.server.name)
 
     def _is_lost(self, error: MCPError) -> bool:
         # What the SDK makes of HTTP statuses that are not JSON-RPC: the session is not known to the server any more.

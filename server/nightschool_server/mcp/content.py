@@ -9,6 +9,7 @@ import asyncio
 import base64
 import binascii
 import hashlib
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -16,6 +17,8 @@ import mcp_types as types
 
 from nightschool_server.chat import canonical_json
 from nightschool_server.image_check import DEFAULT_LIMITS, ImageLimits, check_image
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,8 @@ def _observation(result: types.CallToolResult, limits: ImageLimits) -> Observati
     text = "\n".join(lines)
     if result.is_error:
         return Observation(f"error: {text or 'the tool failed and did not say why'}", True, images)
-    return Observation(text or ("" if images else "done"), False, images)
+    without = "1 image" if len(images) == 1 else f"{len(images)} images" if images else "done"
+    return Observation(text or without, False, images)
 
 
 def _line(block: types.ContentBlock, images: dict[str, bytes], limits: ImageLimits) -> str:
@@ -74,12 +78,30 @@ def _image(encoded: str, mime_type: str, images: dict[str, bytes], limits: Image
     if len(images) == limits.max_images:
         return f"[image, {mime_type}, that is not shown: at most {limits.max_images} are]"
     try:
-        data = base64.b64decode(encoded, validate=True)
+        data = mended(base64.b64decode(encoded, validate=True))
         check_image(data, limits)
     except (binascii.Error, ValueError) as error:
         return f"[image, {mime_type}, that cannot be shown: it {error}]"
     images[hashlib.sha256(data).hexdigest()] = data
     return ""
+
+
+def mended(data: bytes) -> bytes:
+    """A PNG without the ancillary chunks whose checksum is wrong; anything else as it is.
+
+    Browsers show such a PNG and Pillow refuses it. The protocol's own reference server sends one.
+    """
+    if not data.startswith(PNG_SIGNATURE):
+        return data
+    kept, at = [PNG_SIGNATURE], len(PNG_SIGNATURE)
+    while at + 12 <= len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        chunk = data[at:end]
+        is_ancillary = bool(chunk[4] & 0x20)  # A lower-case first letter, in the format's words.
+        if not is_ancillary or zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big"):
+            kept.append(chunk)
+        at = end
+    return b"".join(kept)
 
 
 def _num_bytes(encoded: str) -> int:

@@ -10,17 +10,20 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from google.protobuf.json_format import ParseDict
+from google.protobuf.message import Message
 from nightschool_proto.v1 import admin_pb2
 
+from nightschool_server.chat import file_from_dict
 from nightschool_server.errors import UnknownCycleError
 from nightschool_server.service.pages import Page
-from nightschool_server.service.wire_replies import timestamp
+from nightschool_server.service.wire_replies import file_to_proto, timestamp
 from nightschool_server.store.store import Store
 
 Row = Mapping[str, Any]
+M = TypeVar("M", bound=Message)
 
 ENDED_STATES = frozenset({"promoted", "rejected", "stopped", "cancelled", "failed"})
 
@@ -118,11 +121,17 @@ def evaluation_to_proto(row: Row) -> admin_pb2.Evaluation:
         set_version=row["set_version"],
         detectable=row["detectable"],
         rules=[admin_pb2.GateRule(**rule) for rule in json.loads(row["rules"])],
-        # The learner's field names are the wire's.
-        sampled=ParseDict(sampled, admin_pb2.SampledResult()) if (sampled := json.loads(row["sampled"])) else None,
+        sampled=_parsed(row["sampled"], admin_pb2.SampledResult()),
+        early_stop=_parsed(row["early_stop"], admin_pb2.EarlyStop()),
         notes=json.loads(row["notes"]),
         thresholds_json=row["thresholds"],
     )
+
+
+def _parsed(cell: str, message: M) -> M | None:
+    """A JSON cell whose field names are the wire's; None for `null`."""
+    found = json.loads(cell)
+    return ParseDict(found, message) if found is not None else None
 
 
 def _stage(row: Row) -> admin_pb2.Stage:
@@ -156,4 +165,5 @@ def _task(row: Row) -> admin_pb2.Task:
         seed_request_ids=json.loads(row["seeds"]),
         created_at=timestamp(row["created_at"]),
         num_simulated=row["num_simulated"],
+        files=[file_to_proto(file_from_dict(file)) for file in json.loads(row["files"])],
     )

@@ -6,15 +6,13 @@ kept, the others are discarded, and nothing of them reaches a sibling or the con
 
 from __future__ import annotations
 
-import os
-import shutil
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nightschool_server.chat import canonical_json
+from nightschool_server.tools.forking import copy_tree, remove_tree
 
 if TYPE_CHECKING:
     from nightschool_server.app import App
@@ -39,16 +37,15 @@ class ToolState:
         return cls(canonical_json(dict(app.initial_state)), root)
 
     def fork(self) -> ToolState:
-        """A state of its own with the same content. Copies the workspace if there is a file in it."""
+        """A state of its own with the same content. Copies the workspace if there is a file in it. Raises OSError."""
         if self.workspace is None or not self.workspace.is_dir() or not any(self.workspace.iterdir()):
             return replace(self, workspace=None)
         copy = self.make_workspace()
         try:
-            shutil.copytree(self.workspace, copy, symlinks=True, dirs_exist_ok=True, ignore=_special_files)
-        except (OSError, shutil.Error):
-            shutil.rmtree(copy, ignore_errors=True)
+            copy_tree(self.workspace, copy)
+        except BaseException:
+            remove_tree(copy)
             raise
-        _relink(copy, self.workspace)
         # A tool that kept an absolute path must not reach the original from the copy.
         return replace(self, data=self.data.replace(_in_json(self.workspace), _in_json(copy)), workspace=copy)
 
@@ -59,31 +56,8 @@ class ToolState:
     def discard(self) -> None:
         """Remove the workspace. Idempotent."""
         if self.workspace is not None:
-            shutil.rmtree(self.workspace, ignore_errors=True)
+            remove_tree(self.workspace)
 
 
 def _in_json(path: Path) -> str:
     return canonical_json(str(path))[1:-1]
-
-
-def _special_files(folder: str, names: list[str]) -> list[str]:
-    # Reading a FIFO would wait for ever, and a device is not the task's own.
-    return [name for name in names if not _copyable(Path(folder, name))]
-
-
-def _copyable(path: Path) -> bool:
-    return path.is_symlink() or path.is_dir() or path.is_file()
-
-
-def _relink(copy: Path, original: Path) -> None:
-    """Point absolute links into the original workspace at the copy."""
-    for link in _links(copy):
-        target = Path(os.readlink(link))
-        if target.is_absolute() and target.is_relative_to(original):
-            link.unlink()
-            link.symlink_to(copy / target.relative_to(original))
-
-
-def _links(folder: Path) -> Iterator[Path]:
-    for path, folders, files in os.walk(folder):
-        yield from (Path(path, name) for name in [*folders, *files] if Path(path, name).is_symlink())
