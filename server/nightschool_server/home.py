@@ -16,6 +16,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+CORRECTIONS_FILE, THUMBS_FILE = "corrections.jsonl", "thumbs.jsonl"
+"""In a cycle's folder: what callers said of answers, as the learner's `feedback_rows.py` writes it."""
+
 
 @dataclass(frozen=True)
 class Home:

@@ -185,6 +185,7 @@ def practise(store: Store, cycle_id: str, seed: str, *, simulated: bool = False)
         slot=len(store.query("SELECT 1 FROM tasks")),
         prompt="How much is a mug?",
         images="[]",
+        files=chat.canonical_json([chat.file_to_dict(chat.File("a.csv", "text/csv", 3, "0" * 64))]),
         state="kept",
         raw="",
         created_at=now,
@@ -235,6 +236,7 @@ async def test_tasks_and_pairs_are_listed_and_exported_for_trl(wire: Stubs, serv
     tasks = await wire.admin.ListTasks(admin_pb2.ListTasksRequest(cycle_id=cycle.id), metadata=server.admin)
     assert (tasks.tasks[0].id, tasks.tasks[0].state) == (task, "kept")
     assert list(tasks.tasks[0].seed_request_ids) == [seed]
+    assert [(file.name, file.size_bytes) for file in tasks.tasks[0].files] == [("a.csv", 3)]
     page = await wire.admin.ListPairs(admin_pb2.ListPairsRequest(page_size=1), metadata=server.admin)
     assert [(p.prompt, p.chosen, p.rejected, p.margin) for p in page.pairs] == [
         ("How much is a mug?", "It costs 3.", "I do not know.", 2.5)
@@ -273,13 +275,31 @@ async def test_forgetting_a_caller_erases_its_requests_and_what_came_of_them_onl
     training_data = server.home / "cycles" / cycle.id / "pairs.jsonl"
     training_data.parent.mkdir()
     training_data.write_text("{}\n")
+    thumbs = server.home / "cycles" / cycle.id / "thumbs.jsonl"
+    thumbs.write_text("".join(json.dumps({"response_id": each, "label": True}) + "\n" for each in (hers, his)))
     assert (await wire.admin.ForgetUser(forget, metadata=server.admin)).num_requests == 1
     assert [row["id"] for row in learner.query("SELECT id FROM requests")] == [his]
     assert [row["id"] for row in learner.query("SELECT id FROM tasks")] == [kept]
     assert len(learner.query("SELECT * FROM pairs")) == 1
     assert not training_data.exists()
+    assert [json.loads(line)["response_id"] for line in thumbs.read_text().splitlines()] == [his]
     actions = learner.query("SELECT actor, action, subject FROM events WHERE action = 'forget_user'")
     assert actions == [{"actor": "cli", "action": "forget_user", "subject": "alice"}]
+
+
+async def test_a_caller_is_not_forgotten_while_a_cycle_may_hold_what_they_said(
+    wire: Stubs, server: Running, learner: Store
+) -> None:
+    response_id = await response_of(wire, server.user, "r1")
+    feedback = agent_pb2.RecordFeedbackRequest(response_id=response_id, good=True)
+    await wire.agent.RecordFeedback(feedback, metadata=server.user)
+    cycle = await trigger(wire, server)
+    write(learner, "UPDATE cycles SET state = 'running' WHERE id = ?", cycle.id)
+    insert(learner, "stages", cycle_id=cycle.id, name="pairs", position=4, state="running")
+    forget = admin_pb2.ForgetUserRequest(user="alice")
+    assert cycle.id in (await failure(wire.admin.ForgetUser(forget, metadata=server.admin))).message
+    end(learner, cycle.id)
+    assert (await wire.admin.ForgetUser(forget, metadata=server.admin)).num_requests == 1
 
 
 async def test_the_status_tells_what_serves_and_what_was_served(wire: Stubs, server: Running) -> None:

@@ -1269,6 +1269,7 @@ class Task(google.protobuf.message.Message):
     SEED_REQUEST_IDS_FIELD_NUMBER: builtins.int
     CREATED_AT_FIELD_NUMBER: builtins.int
     NUM_SIMULATED_FIELD_NUMBER: builtins.int
+    FILES_FIELD_NUMBER: builtins.int
     id: builtins.str
     cycle_id: builtins.str
     prompt: builtins.str
@@ -1284,6 +1285,10 @@ class Task(google.protobuf.message.Message):
 
     @property
     def created_at(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    @property
+    def files(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[nightschool_proto.v1.content_pb2.File]:
+        """In its workspace when it begins, by sha256."""
+
     def __init__(
         self,
         *,
@@ -1295,9 +1300,10 @@ class Task(google.protobuf.message.Message):
         seed_request_ids: collections.abc.Iterable[builtins.str] | None = ...,
         created_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         num_simulated: builtins.int = ...,
+        files: collections.abc.Iterable[nightschool_proto.v1.content_pb2.File] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["created_at", b"created_at"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["created_at", b"created_at", "cycle_id", b"cycle_id", "id", b"id", "image_sha256", b"image_sha256", "num_simulated", b"num_simulated", "prompt", b"prompt", "seed_request_ids", b"seed_request_ids", "state", b"state"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["created_at", b"created_at", "cycle_id", b"cycle_id", "files", b"files", "id", b"id", "image_sha256", b"image_sha256", "num_simulated", b"num_simulated", "prompt", b"prompt", "seed_request_ids", b"seed_request_ids", "state", b"state"]) -> None: ...
 
 global___Task = Task
 
@@ -1524,14 +1530,41 @@ global___PairVerdict = PairVerdict
 class ExportPairsRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    class _Rows:
+        ValueType = typing.NewType("ValueType", builtins.int)
+        V: typing_extensions.TypeAlias = ValueType
+
+    class _RowsEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[ExportPairsRequest._Rows.ValueType], builtins.type):
+        DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+        ROWS_UNSPECIFIED: ExportPairsRequest._Rows.ValueType  # 0
+        """PREFERENCES."""
+        PREFERENCES: ExportPairsRequest._Rows.ValueType  # 1
+        CORRECTIONS: ExportPairsRequest._Rows.ValueType  # 2
+        """What callers say an answer should have been: prompt and completion, for SFT."""
+        THUMBS: ExportPairsRequest._Rows.ValueType  # 3
+        """Thumbs up and down: prompt, completion and label, for KTO."""
+
+    class Rows(_Rows, metaclass=_RowsEnumTypeWrapper): ...
+    ROWS_UNSPECIFIED: ExportPairsRequest.Rows.ValueType  # 0
+    """PREFERENCES."""
+    PREFERENCES: ExportPairsRequest.Rows.ValueType  # 1
+    CORRECTIONS: ExportPairsRequest.Rows.ValueType  # 2
+    """What callers say an answer should have been: prompt and completion, for SFT."""
+    THUMBS: ExportPairsRequest.Rows.ValueType  # 3
+    """Thumbs up and down: prompt, completion and label, for KTO."""
+
     CYCLE_ID_FIELD_NUMBER: builtins.int
+    ROWS_FIELD_NUMBER: builtins.int
     cycle_id: builtins.str
+    """Empty: of every cycle; of corrections and thumbs what the latest cycle says of an answer."""
+    rows: global___ExportPairsRequest.Rows.ValueType
     def __init__(
         self,
         *,
         cycle_id: builtins.str = ...,
+        rows: global___ExportPairsRequest.Rows.ValueType = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["cycle_id", b"cycle_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cycle_id", b"cycle_id", "rows", b"rows"]) -> None: ...
 
 global___ExportPairsRequest = ExportPairsRequest
 

@@ -10,8 +10,6 @@ in the workspace and named to the server, which checks it and keeps it: `returne
 from __future__ import annotations
 
 import os
-import secrets
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,6 +103,8 @@ class Outbox:
     def remove(self) -> None:
         """Remove the folder with what is in it."""
         if self._folder is not None:
+            import shutil  # Its compression libraries would weigh on the fork for every call.
+
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _found(self, path: Path) -> str:
@@ -114,13 +114,15 @@ class Outbox:
             raise FileNotFoundError(f"the tool returned {str(path)!r}, which is not a file")
         if whole.is_relative_to(self._workspace.resolve()):
             return str(whole.relative_to(self._workspace.resolve()))
+        import shutil
+
         target = self._next()
         shutil.copyfile(whole, target)
         return str(target.relative_to(self._workspace))
 
     def _next(self) -> Path:
         if self._folder is None:
-            self._folder = self._workspace / f"{OUTBOX_PREFIX}{secrets.token_hex(8)}"
+            self._folder = self._workspace / f"{OUTBOX_PREFIX}{os.urandom(8).hex()}"
             self._folder.mkdir(mode=0o700)
         self._num_files += 1
         return self._folder / str(self._num_files)
