@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def coded(cycle: Cycle) -> Cycle:
 
 
 def stage(sampler: FakeSampler) -> ExploreStage:
-    return ExploreStage(lambda cycle: sampler, lambda cycle, _: FakeCritic())
+    return ExploreStage(lambda cycle: sampler, lambda cycle, _: nullcontext(FakeCritic()))
 
 
 @pytest.fixture
