@@ -12,6 +12,7 @@ from datetime import datetime
 from enum import StrEnum
 
 __all__ = [
+    "Ability",
     "Adapter",
     "AdapterState",
     "Cycle",
@@ -208,6 +209,18 @@ class SampledResult:
 
 
 @dataclass(frozen=True)
+class Ability:
+    """How likely neutral text is to the three adapters: negative log-likelihood, nats a token."""
+
+    version: str
+    """Names the text; numbers of different versions do not compare."""
+    num_tokens: int
+    base: float
+    incumbent: float
+    candidate: float
+
+
+@dataclass(frozen=True)
 class EarlyStop:
     """Where an evaluation ended that was looked at while it ran."""
 
@@ -256,6 +269,7 @@ class Evaluation:
     notes: tuple[str, ...]
     thresholds_json: str
     early_stop: EarlyStop | None
+    ability: Ability | None
 
 
 @dataclass(frozen=True)
