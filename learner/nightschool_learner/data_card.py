@@ -13,73 +13,99 @@ from typing import Any
 
 from nightschool import Status
 
+Rows = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What the card says of preferences."""
+
+    kinds: Mapping[str, int]
+    cycles: Mapping[str, int]
+    sampled_by: Mapping[str, int]
+    trained: Mapping[str, int]
+    num_simulated: int
+    mean_tokens: tuple[float, float]
+    """Of chosen and rejected answers; 0 where there are no pairs."""
+
 
 @dataclass(frozen=True)
 class Card:
     """What the card says."""
 
-    num_pairs: int
-    num_left_out: int
-    """Pairs with pictures that a tool gave back."""
+    num_rows: Mapping[str, int]
+    """By kind of rows."""
     num_with_pictures: int
-    num_simulated: int
-    kinds: Mapping[str, int]
-    cycles: Mapping[str, int]
-    sampled_by: Mapping[str, int]
-    trained: Mapping[str, int]
-    mean_tokens: tuple[float, float]
-    """Of chosen and rejected answers."""
+    num_left_out: int
+    """Rows with pictures that a tool gave back."""
+    pairs: Pairs
     base_model: str
     base_model_digest: str
     chat_template_digest: str
     redacts: bool
-    rows_sha256: str
+    sha256: Mapping[str, str]
+    """Of the rows' files, by kind."""
 
-    def text(self, rows_file: str) -> str:
+    def text(self) -> str:
         """Markdown; the head between `---` is what `datasets` reads."""
-        head = f"---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: {rows_file}\n---\n"
-        chosen, rejected = self.mean_tokens
-        facts = [
-            ("pairs", f"{self.num_pairs}"),
-            *((f"of kind `{kind}`", f"{count}") for kind, count in sorted(self.kinds.items())),
-            ("with pictures in the prompt", f"{self.num_with_pictures}"),
-            ("that rest on a simulated observation", f"{self.num_simulated}"),
-            ("left out: a tool gave back a picture, which TRL does not place", f"{self.num_left_out}"),
-            ("tokens of an answer in the mean, chosen and rejected", f"{chosen:.1f}, {rejected:.1f}"),
-            ("base model", f"`{self.base_model}`, sha256 `{self.base_model_digest}`"),
-            ("chat template", f"sha256 `{self.chat_template_digest}`"),
-            (f"`{rows_file}`", f"sha256 `{self.rows_sha256}`"),
-            ("exported by", f"nightschool {version('nightschool')}"),
-        ]
-        table = "".join(f"| {name} | {value} |\n" for name, value in facts)
-        lineage = _table("cycle", self.cycles) + _table("adapter that sampled", self.sampled_by)
+        table = "".join(f"| {name} | {value} |\n" for name, value in self._facts())
+        pairs = self.pairs
+        lineage = _table("cycle", pairs.cycles) + _table("adapter that sampled", pairs.sampled_by)
         return (
-            f"{head}\n# Preference pairs of a nightschool\n\n{_ABOUT}\n| | |\n|---|---|\n{table}\n"
-            f"## Lineage\n\n{lineage}{_table('adapter that was trained on them', self.trained)}\n"
+            f"{self._head()}\n# Training rows of a nightschool\n\n{_ABOUT}\n| | |\n|---|---|\n{table}\n"
+            f"## Lineage of the preferences\n\n{lineage}{_table('adapter that was trained on them', pairs.trained)}\n"
             f"## Redaction\n\n{_REDACTED if self.redacts else _PLAIN}\n\n## Licence\n\n{_LICENCE}\n"
         )
 
+    def _head(self) -> str:
+        lines = ["---", "configs:"]
+        for number, kind in enumerate(self.num_rows):
+            default = ["  default: true"] if number == 0 else []
+            file = f"    path: data/{kind}.parquet"
+            lines += [f"- config_name: {kind}", *default, "  data_files:", "  - split: train", file]
+        return "\n".join([*lines, "---", ""])
 
-def card_of(rows: Sequence[Mapping[str, Any]], status: Status, rows_file: Path, *, num_left_out: int) -> Card:
-    """The card of `rows`, which `rows_file` holds."""
+    def _facts(self) -> list[tuple[str, str]]:
+        chosen, rejected = self.pairs.mean_tokens
+        return [
+            *((kind, f"{count}") for kind, count in self.num_rows.items()),
+            *((f"preferences of kind `{kind}`", f"{count}") for kind, count in sorted(self.pairs.kinds.items())),
+            ("preferences that rest on a simulated observation", f"{self.pairs.num_simulated}"),
+            ("tokens of an answer in the mean, chosen and rejected", f"{chosen:.1f}, {rejected:.1f}"),
+            ("rows with pictures in the prompt", f"{self.num_with_pictures}"),
+            ("left out: a tool gave back a picture, which TRL does not place", f"{self.num_left_out}"),
+            ("base model", f"`{self.base_model}`, sha256 `{self.base_model_digest}`"),
+            ("chat template", f"sha256 `{self.chat_template_digest}`"),
+            *((f"`data/{kind}.parquet`", f"sha256 `{digest}`") for kind, digest in self.sha256.items()),
+            ("exported by", f"nightschool {version('nightschool')}"),
+        ]
+
+
+def card_of(rows: Mapping[str, Rows], status: Status, files: Mapping[str, Path], *, num_left_out: int) -> Card:
+    """The card of `rows` by kind, which `files` hold."""
     return Card(
-        num_pairs=len(rows),
+        num_rows={kind: len(each) for kind, each in rows.items()},
+        num_with_pictures=sum(bool(row["images"]) for each in rows.values() for row in each),
         num_left_out=num_left_out,
-        num_with_pictures=sum(bool(row["images"]) for row in rows),
-        num_simulated=sum(row["simulated"] for row in rows),
-        kinds=Counter(row["kind"] for row in rows),
-        cycles=Counter(row["cycle_id"] for row in rows),
-        sampled_by=Counter(row["sampled_by"] for row in rows),
-        trained=Counter(row["trained"] or "none" for row in rows),
-        mean_tokens=(
-            mean(len(row["chosen_token_ids"]) for row in rows),
-            mean(len(row["rejected_token_ids"]) for row in rows),
-        ),
+        pairs=_pairs_of(rows.get("preferences", ())),
         base_model=Path(status.base_model).name,
         base_model_digest=status.base_model_digest,
         chat_template_digest=status.chat_template_digest,
         redacts=status.log is not None and status.log.redacts,
-        rows_sha256=hashlib.sha256(rows_file.read_bytes()).hexdigest(),
+        sha256={kind: hashlib.sha256(file.read_bytes()).hexdigest() for kind, file in files.items()},
+    )
+
+
+def _pairs_of(rows: Rows) -> Pairs:
+    sides = ("chosen_token_ids", "rejected_token_ids")
+    chosen, rejected = (mean([len(row[side]) for row in rows]) if rows else 0.0 for side in sides)
+    return Pairs(
+        kinds=Counter(row["kind"] for row in rows),
+        cycles=Counter(row["cycle_id"] for row in rows),
+        sampled_by=Counter(row["sampled_by"] for row in rows),
+        trained=Counter(row["trained"] or "none" for row in rows),
+        num_simulated=sum(row["simulated"] for row in rows),
+        mean_tokens=(chosen, rejected),
     )
 
 
@@ -88,24 +114,25 @@ def _table(name: str, counts: Mapping[str, int]) -> str:
     return f"| {name} | pairs |\n|---|---|\n{rows}\n"
 
 
-_ABOUT = """Two actions that one model tried at the same step of a task, and which was better, in TRL's conversational
-preference format. `both_ran`: a critic preferred the chosen one in both orders by `margin` nats. `ran_vs_failed`: the
-rejected one failed by a fact. The content of `chosen` and `rejected` is what was sampled, verbatim, and
-`chosen_token_ids` and `rejected_token_ids` are the sampled tokens, the end of the turn included.
+_ABOUT = """`preferences`: two actions that one model tried at the same step of a task, and which was better, for DPO.
+`both_ran`: a critic preferred the chosen one in both orders by `margin` nats. `ran_vs_failed`: the rejected one
+failed by a fact. The content of `chosen` and `rejected` is what was sampled, verbatim, and `chosen_token_ids` and
+`rejected_token_ids` are the sampled tokens, the end of the turn included. `corrections`: what a caller says an answer
+should have been, for SFT. `thumbs`: answers that a caller called good or bad, for KTO.
 
 ```python
 from datasets import load_dataset
 
-dataset = load_dataset("DIR", split="train")  # as it is for trl.DPOTrainer(train_dataset=...)
+dataset = load_dataset("DIR", "preferences", split="train")  # as it is for trl.DPOTrainer(train_dataset=...)
 ```
 """
 
-_REDACTED = """Tasks were written by the model from logged requests. Logged text was redacted before it was stored
-(e-mail addresses, card numbers, credentials: patterns, not understanding); pictures and names were not. Read the rows
-before you pass them on."""
+_REDACTED = """Tasks were written by the model from logged requests; corrections and thumbs are of logged requests
+themselves. Logged text was redacted before it was stored (e-mail addresses, card numbers, credentials: patterns, not
+understanding); pictures and names were not. Read the rows before you pass them on."""
 
-_PLAIN = """Tasks were written by the model from logged requests, whose text was **not** redacted
-(`log.redact = false`). Read the rows before you pass them on."""
+_PLAIN = """Tasks were written by the model from logged requests; corrections and thumbs are of logged requests
+themselves. Their text was **not** redacted (`log.redact = false`). Read the rows before you pass them on."""
 
 _LICENCE = """None is given here: it is for the operator of the server to decide, with the terms of the base model and
 the consent of those whose requests the tasks were written from in mind."""

@@ -84,20 +84,21 @@ def export_anchors(steps: Sequence[DecidedStep], tools: Sequence[ToolSpec] = ())
 
 def write_pairs_file(cycle: Cycle) -> Path:
     """Write the cycle's pairs.jsonl, whole or not at all. Returns its path."""
-    return _write_rows(cycle.folder / PAIRS_FILE, export_rows(cycle.store, cycle.id, _shown_tools(cycle)))
+    return write_rows(cycle.folder / PAIRS_FILE, export_rows(cycle.store, cycle.id, shown_tools(cycle)))
 
 
 def write_anchors_file(cycle: Cycle, steps: Sequence[DecidedStep]) -> Path:
     """Write the cycle's anchors.jsonl, whole or not at all. Returns its path."""
-    return _write_rows(cycle.folder / ANCHORS_FILE, export_anchors(steps, _shown_tools(cycle)))
+    return write_rows(cycle.folder / ANCHORS_FILE, export_anchors(steps, shown_tools(cycle)))
 
 
-def _shown_tools(cycle: Cycle) -> tuple[ToolSpec, ...]:
+def shown_tools(cycle: Cycle) -> tuple[ToolSpec, ...]:
     """The tools that the chat template was given when the cycle practised."""
     return action_format(cycle.agent).shown(cycle.tools)
 
 
-def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
+def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
+    """Write rows as JSON lines, whole or not at all. Returns the path."""
     partial = path.with_suffix(".partial")
     with partial.open("w", encoding="utf-8") as file:
         for row in rows:

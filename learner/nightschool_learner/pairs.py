@@ -26,6 +26,7 @@ from nightschool_learner import practice_records
 from nightschool_learner.anchors import select_anchors
 from nightschool_learner.critique import margin_over
 from nightschool_learner.errors import NothingToLearnError
+from nightschool_learner.feedback_rows import write_feedback_files
 from nightschool_learner.length_matching import Lengths, stretched
 from nightschool_learner.pair_export import write_anchors_file, write_pairs_file
 from nightschool_learner.practice_records import REFUSED, CandidateRow, DecidedStep
@@ -154,6 +155,7 @@ class PairsStage:
         counts["anchors"] = len(anchors)
         if len(sound) < len(agreed):
             counts["anchors_dropped_simulated"] = len(agreed) - len(sound)
+        counts.update(write_feedback_files(cycle))
         progress = cycle.progress(self.name)
         progress.begin(len(selection.pairs), len(selection.pairs), counts)
         if len(selection.pairs) < config.min_pairs:

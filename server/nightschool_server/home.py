@@ -4,6 +4,7 @@ config.toml        what the operator set
 nightschool.db     the store (SQLite, WAL)
 blobs/ab/abcd...   images and files by sha256
 adapters/NAME/     immutable adapter folders
+workspaces/ID/     what the tools of a running task write, gone when the task is
 cycles/ID/         the learner's working files: resolved config, training data, checkpoints, plots
 cli.token          an admin token in plain text, mode 0600, for the command line on this machine
 learner.token      the same for the learner, so that the audit trail tells it from people
@@ -14,6 +15,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+
+CORRECTIONS_FILE, THUMBS_FILE = "corrections.jsonl", "thumbs.jsonl"
+"""In a cycle's folder: what callers said of answers, as the learner's `feedback_rows.py` writes it."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,10 @@ class Home:
     @property
     def cycles(self) -> Path:
         return self.path / "cycles"
+
+    @property
+    def workspaces(self) -> Path:
+        return self.path / "workspaces"
 
     @property
     def cli_token(self) -> Path:

@@ -13,6 +13,7 @@ import fcntl
 import json
 import logging
 import os
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -87,6 +88,8 @@ async def serving(
         stack.enter_context(locked(home.create()))
         # One that a killed server left behind would send clients to nobody.
         home.server_file.unlink(missing_ok=True)
+        # Of its tasks, whose files nobody may keep.
+        shutil.rmtree(home.workspaces, ignore_errors=True)
         store = Store.open(home)
         stack.callback(store.close)
         tokens = Tokens(store)

@@ -84,6 +84,8 @@ async def test_the_async_admin_gives_what_the_blocking_one_gives(client: Client,
     assert [found async for found in theirs.tasks()] == list(ours.tasks())
     assert [found async for found in theirs.pairs()] == list(ours.pairs())
     assert await theirs.pair("pair_1") == ours.pair("pair_1")
+    with pytest.raises(InvalidRequestError, match="preferences, corrections, thumbs"):
+        next(ours.export_pairs(rows="likes"))
     assert [chunk async for chunk in theirs.export_pairs()] == list(ours.export_pairs())
     assert [chunk async for chunk in theirs.placement.export_run()] == list(ours.placement.export_run())
     assert [seconds async for seconds in theirs.placement.sleep_engine()] == [0.5, 1.5]

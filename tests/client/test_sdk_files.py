@@ -139,6 +139,25 @@ def test_a_tool_of_the_client_gives_an_image_back(world: World) -> None:
         assert len(world.engine.requests[-1].prompt.images) == 1
 
 
+def test_what_can_be_saved_but_is_no_picture_is_text_as_ever(world: World) -> None:
+    class Order:
+        def save(self, fp: object, format: str) -> None:
+            raise AssertionError("an order is no picture")
+
+        def __str__(self) -> str:
+            return "order 7"
+
+    def order() -> object:
+        """The last order."""
+        return Order()
+
+    world.says(write_call("order", {}), "done")
+    with world.client() as client:
+        client.run_task("order", tools=[order]).result()
+    (result,) = world.engine.requests[-1].prompt.messages[-1].parts
+    assert getattr(result, "content", "") == '"order 7"'
+
+
 def test_what_is_no_file_is_refused_before_anything_is_sent(world: World) -> None:
     with world.client() as client:
         with pytest.raises(InvalidRequestError, match=r"files\[0\] is a int, but must be a path"):

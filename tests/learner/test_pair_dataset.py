@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from nightschool_learner.pair_dataset import has_tool_pictures, main
+from nightschool_learner.pair_export import write_rows
 from nightschool_learner.trainer_data import parse_messages
 from nightschool_server.chat import messages_to_json
 from nightschool_server.home import Home
@@ -52,8 +53,27 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         text = [text_pair(rng, second_step=number % 2 == 1) for number in range(4)]
         blobs = server.home / "blobs"
         mixed = [text_pair(rng), picture_pair(rng, blobs), picture_pair(rng, blobs)]
-        yield World(server, practise(store, text), practise(store, mixed))
+        found = World(server, practise(store, text), practise(store, mixed))
+        keep_feedback(Home(server.home), found)
+        yield found
         store.close()
+
+
+def said(text: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": text}]
+
+
+def keep_feedback(home: Home, world: World) -> None:
+    """What both cycles wrote of two answers; the later one has more of the first."""
+    asked = {"prompt": [{"role": "user", "content": "What do 3 cost?"}], "tools": None, "images": [], "adapter": "base"}
+    one, two = {**asked, "response_id": "resp_1"}, {**asked, "response_id": "resp_2"}
+    early, late = (home.cycles / cycle for cycle in (world.text_cycle, world.mixed_cycle))
+    for folder in (early, late):
+        folder.mkdir(parents=True)
+    write_rows(early / "corrections.jsonl", [{**one, "completion": said("35")}])
+    write_rows(late / "corrections.jsonl", [{**one, "completion": said("36")}])
+    write_rows(early / "thumbs.jsonl", [{**one, "completion": said("30"), "label": False}])
+    write_rows(late / "thumbs.jsonl", [{**two, "completion": said("36"), "label": True}])
 
 
 def insert(store: Store, table: str, **values: Any) -> None:
@@ -111,7 +131,7 @@ def export(world: World, folder: Path, cycle: str, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setenv("NIGHTSCHOOL_HOME", str(world.server.home))
     assert main([str(folder), "--cycle", cycle]) == 0
-    return load_dataset(str(folder), split="train", cache_dir=str(folder.parent / "cache"))
+    return load_dataset(str(folder), "preferences", split="train", cache_dir=str(folder.parent / "cache"))
 
 
 def train_a_step(dataset: Any, folder: Path, processing_class: Any) -> list[float]:
@@ -168,15 +188,46 @@ def test_the_card_counts_and_names_what_the_rows_come_from(
 ) -> None:
     export(world, tmp_path / "data", "", monkeypatch)
     card = (tmp_path / "data" / "README.md").read_text()
-    rows = tmp_path / "data" / "data" / "train.parquet"
+    rows = tmp_path / "data" / "data" / "preferences.parquet"
     for said in (
-        "| pairs | 7 |", "| of kind `both_ran` | 5 |", "| of kind `ran_vs_failed` | 2 |",
-        "| with pictures in the prompt | 2 |", "| that rest on a simulated observation | 0 |",
+        "| preferences | 7 |", "| corrections | 1 |", "| thumbs | 2 |",
+        "| preferences of kind `both_ran` | 5 |", "| preferences of kind `ran_vs_failed` | 2 |",
+        "| rows with pictures in the prompt | 2 |", "| preferences that rest on a simulated observation | 0 |",
         f"| {world.text_cycle} | 4 |", f"| {world.mixed_cycle} | 3 |", "| base | 7 |", "| 1-abc | 7 |",
         f"sha256 `{'0' * 64}`", f"sha256 `{'1' * 64}`", f"sha256 `{hashlib.sha256(rows.read_bytes()).hexdigest()}`",
         "Logged text was redacted before it was stored", "## Licence",
     ):  # fmt: skip
         assert said in card, said
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_trl_trains_on_corrections_and_thumbs_as_they_are(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from datasets import load_dataset
+    from transformers import AutoModelForImageTextToText, AutoTokenizer
+    from trl import KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
+
+    export(world, tmp_path / "data", "", monkeypatch)
+    corrections, thumbs = (
+        load_dataset(str(tmp_path / "data"), kind, split="train", cache_dir=str(tmp_path / "cache"))
+        for kind in ("corrections", "thumbs")
+    )
+    assert corrections["completion"][0] == said("36"), "of an answer the latest cycle's row"
+    assert sorted(thumbs["label"]) == [False, True]
+    for trainer, config, dataset, batch in (
+        (SFTTrainer, SFTConfig, corrections, 1),
+        (KTOTrainer, KTOConfig, thumbs, 2),
+    ):
+        arguments = config(
+            output_dir=str(tmp_path / "run"), max_steps=1, per_device_train_batch_size=batch, use_cpu=True, bf16=False,
+            report_to=[], logging_steps=1, save_strategy="no", disable_tqdm=True, gradient_checkpointing=False,
+        )  # fmt: skip
+        model = AutoModelForImageTextToText.from_pretrained(SHOP_MODEL, dtype="float32")
+        tokenizer = AutoTokenizer.from_pretrained(SHOP_MODEL)
+        made = trainer(model=model, args=arguments, train_dataset=dataset, processing_class=tokenizer)
+        made.train()
+        assert any("loss" in line for line in made.state.log_history)
 
 
 def test_a_prompt_with_a_tools_picture_is_left_out() -> None:
@@ -204,7 +255,9 @@ def run(world: World, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_the_command_line_exports_a_folder(world: World, tmp_path: Path) -> None:
     done = run(world, "pairs", "export", str(tmp_path / "data"), "--cycle", world.text_cycle)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"4 pairs in {tmp_path / 'data'}\n"
+    assert done.stdout == f"4 preferences, 1 corrections, 1 thumbs in {tmp_path / 'data'}\n"
+    lines = run(world, "pairs", "export", "--rows", "thumbs").stdout.splitlines()
+    assert [json.loads(line)["label"] for line in lines] == [True, False]
     assert run(world, "pairs", "export", str(tmp_path / "more"), "--output", "x").returncode == 2
 
 

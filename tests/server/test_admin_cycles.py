@@ -273,13 +273,31 @@ async def test_forgetting_a_caller_erases_its_requests_and_what_came_of_them_onl
     training_data = server.home / "cycles" / cycle.id / "pairs.jsonl"
     training_data.parent.mkdir()
     training_data.write_text("{}\n")
+    thumbs = server.home / "cycles" / cycle.id / "thumbs.jsonl"
+    thumbs.write_text("".join(json.dumps({"response_id": each, "label": True}) + "\n" for each in (hers, his)))
     assert (await wire.admin.ForgetUser(forget, metadata=server.admin)).num_requests == 1
     assert [row["id"] for row in learner.query("SELECT id FROM requests")] == [his]
     assert [row["id"] for row in learner.query("SELECT id FROM tasks")] == [kept]
     assert len(learner.query("SELECT * FROM pairs")) == 1
     assert not training_data.exists()
+    assert [json.loads(line)["response_id"] for line in thumbs.read_text().splitlines()] == [his]
     actions = learner.query("SELECT actor, action, subject FROM events WHERE action = 'forget_user'")
     assert actions == [{"actor": "cli", "action": "forget_user", "subject": "alice"}]
+
+
+async def test_a_caller_is_not_forgotten_while_a_cycle_may_hold_what_they_said(
+    wire: Stubs, server: Running, learner: Store
+) -> None:
+    response_id = await response_of(wire, server.user, "r1")
+    feedback = agent_pb2.RecordFeedbackRequest(response_id=response_id, good=True)
+    await wire.agent.RecordFeedback(feedback, metadata=server.user)
+    cycle = await trigger(wire, server)
+    write(learner, "UPDATE cycles SET state = 'running' WHERE id = ?", cycle.id)
+    insert(learner, "stages", cycle_id=cycle.id, name="pairs", position=4, state="running")
+    forget = admin_pb2.ForgetUserRequest(user="alice")
+    assert cycle.id in (await failure(wire.admin.ForgetUser(forget, metadata=server.admin))).message
+    end(learner, cycle.id)
+    assert (await wire.admin.ForgetUser(forget, metadata=server.admin)).num_requests == 1
 
 
 async def test_the_status_tells_what_serves_and_what_was_served(wire: Stubs, server: Running) -> None:

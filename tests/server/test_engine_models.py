@@ -10,7 +10,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from nightschool_server.chat import Message, Text, ToolSpec, system, user
+from nightschool_server.agent.toolcalls import write_call
+from nightschool_server.chat import (
+    UNSEEN_IMAGE,
+    Message,
+    Text,
+    ToolCall,
+    ToolSpec,
+    assistant,
+    system,
+    tool_result,
+    user,
+)
 from nightschool_server.engine import Prompt
 from nightschool_server.engines.transformers_engine import TransformersEngine, TransformersEngineConfig
 from nightschool_server.errors import InvalidRequestError, ModelFormatError
@@ -142,6 +153,33 @@ async def test_a_text_model_refuses_images(text_folder: Path) -> None:
         with pytest.raises(InvalidRequestError, match="reads text only") as caught:
             await answer(engine, request(prompt_with("Look", *pictures(1))))
         assert caught.value.field == "images"
+
+
+def after_a_chart(*charts: bytes) -> Prompt:
+    """A conversation whose tool has just given back images."""
+    named = {hashlib.sha256(data).hexdigest(): data for data in charts}
+    call = ToolCall("call_0", "chart", "{}")
+    told = (user("Draw."), assistant(write_call("chart", {})), tool_result(call, "the chart", images=list(named)))
+    return Prompt(told, (), named)
+
+
+async def test_a_tools_image_is_an_image_to_the_model(seeing: World) -> None:
+    one, other = pictures(1, 2)
+    async with seeing.engine() as engine:
+        for chart in (one, other):
+            asked = request(after_a_chart(chart))
+            seen = await answer(engine, asked)
+            assert seen.token_ids == seeing.reference.greedy(asked.prompt, 24)
+        blind = await answer(engine, request(after_a_chart()))
+    assert seen.num_prompt_tokens > blind.num_prompt_tokens, "the image's tokens are in the prompt"
+
+
+async def test_a_text_model_is_told_of_a_tools_image_in_words(text_folder: Path) -> None:
+    in_words = tool_result(ToolCall("call_0", "chart", "{}"), f"{UNSEEN_IMAGE}\nthe chart")
+    async with World(text_folder, {}).engine() as engine:
+        told = await answer(engine, request(after_a_chart(*pictures(1))))
+        asked = Prompt((*after_a_chart().messages[:2], in_words))
+        assert (await answer(engine, request(asked))).token_ids == told.token_ids
 
 
 async def test_messages_that_the_template_refuses_are_the_callers_mistake(text_folder: Path, tmp_path: Path) -> None:

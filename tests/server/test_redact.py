@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
-from nightschool_server.chat import Image, Message, Text, ToolCall, ToolResult, template_messages
+from nightschool_server.chat import File, Image, Message, Text, ToolCall, ToolResult, template_messages
 from nightschool_server.store.redact import keep_all, redact_message, redact_patterns, redactor_of
+
+
+def test_the_names_of_files_are_text_and_what_they_hold_is_not() -> None:
+    file = File("ann@shop.example.org.csv", "text/csv", 4, "0" * 64)
+    told = Message("tool", (ToolResult("c", "export", "done", images=("1" * 64,), files=(file,)),))
+    asked = Message("user", (file, Text("read it")))
+    kept = replace(file, name=redact_patterns(file.name))
+    assert "ann@" not in kept.name
+    assert redact_message(asked, redact_patterns).files == (kept,)
+    assert redact_message(told, redact_patterns) == replace(told, parts=(replace(told.parts[0], files=(kept,)),))
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -168,6 +169,21 @@ async def test_limits_end_a_task_with_an_outcome(wire: Stubs, world: World) -> N
     events = await run(wire, world, start(max_steps=2))
     assert events[-1].finished.outcome == agent_pb2.TaskFinished.MAX_STEPS
     assert events[-1].finished.num_steps == 2
+    events = await run(wire, world, start(max_task_tokens=2))
+    assert events[-1].finished.outcome == agent_pb2.TaskFinished.MAX_TOKENS
+    world.engine.gate = asyncio.Event()
+    events = await run(wire, world, start(max_time_s=0.05))
+    assert events[-1].finished.outcome == agent_pb2.TaskFinished.MAX_TIME
+
+
+async def test_a_client_that_does_not_answer_within_the_tasks_tool_time_is_an_observation(
+    wire: Stubs, world: World
+) -> None:
+    says(world, ASK, FINAL)
+    events = await run(wire, world, start(client_tools=[CLIENT_TOOL], max_tool_s=0.05))
+    results = [event.tool_result for event in events if event.HasField("tool_result")]
+    assert [result.content for result in results] == ["error: the client did not answer within 0.05 s"]
+    assert events[-1].finished.outcome == agent_pb2.TaskFinished.ANSWERED
 
 
 @pytest.mark.parametrize(
@@ -176,6 +192,11 @@ async def test_limits_end_a_task_with_an_outcome(wire: Stubs, world: World) -> N
         (agent_pb2.RunTaskRequest(tool_result=content_pb2.ToolResult(name="x")), "start"),
         (agent_pb2.RunTaskRequest(), "start"),
         (start(max_steps=5000), "start.max_steps"),
+        (start(max_steps=-1), "start.max_steps"),
+        (start(max_task_tokens=10**6), "start.max_task_tokens"),
+        (start(max_time_s=1e6), "start.max_time_s"),
+        (start(max_time_s=math.nan), "start.max_time_s"),
+        (start(max_tool_s=1e6), "start.max_tool_s"),
         (start(client_tools=[CLIENT_TOOL, CLIENT_TOOL]), "start.client_tools[1].name"),
         (start(client_tools=[content_pb2.Tool(name="add")]), "start.client_tools"),
         (start(sampling=content_pb2.Sampling(n=3)), "start.sampling.n"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -281,3 +282,14 @@ async def test_forgetting_a_caller_erases_its_files_but_not_those_that_others_ha
     store = world.server.runtime.store
     known = [store.has_blob(sha256_of(data)) for data in (b"of alice alone", b"of alice", shared)]
     assert known == [False, False, True]
+
+
+def test_files_of_tasks_that_a_killed_server_ran_are_gone_when_the_next_one_starts(tmp_path: Path) -> None:
+    async def start() -> ScriptedEngine:
+        return ScriptedEngine()
+
+    left = tmp_path / "home" / "workspaces" / "resp_killed" / "workspace-a" / "secret.txt"
+    left.parent.mkdir(parents=True)
+    left.write_text("secret")
+    with server_thread(tmp_path / "home", engine=start):
+        assert not left.exists()

@@ -13,6 +13,8 @@ from nightschool.cli.pair_view import write_pair
 from nightschool.cli.processes import become_learner
 from nightschool.cli.root import Target
 
+ROWS = ("preferences", "corrections", "thumbs")
+
 
 @click.group(invoke_without_command=True, epilog="Example: nightschool pairs show pair_01h455vb4pex")
 @cycle_option
@@ -50,9 +52,12 @@ def show(target: Target, *, id: str, as_json: bool) -> None:
 @pairs.command(epilog="Example: nightschool pairs export shop_pairs")
 @click.argument("folder", required=False, type=click.Path(file_okay=False, path_type=Path), metavar="[DIR]")
 @cycle_option
+@click.option(
+    "--rows", type=click.Choice(ROWS), default=ROWS[0], help="Of JSON lines: the pairs, or what callers said."
+)
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="JSON lines into a file.")
 @click.pass_obj
-def export(target: Target, *, folder: Path | None, cycle_id: str, output: Path | None) -> None:
+def export(target: Target, *, folder: Path | None, cycle_id: str, rows: str, output: Path | None) -> None:
     """Write the pairs for trainers: a data set into DIR, or JSON lines to stdout.
 
     DIR is a new folder that `datasets.load_dataset` and TRL's DPOTrainer read as it is, with pictures and a data card;
@@ -64,7 +69,7 @@ def export(target: Target, *, folder: Path | None, cycle_id: str, output: Path |
         arguments = [str(folder), *(["--cycle", cycle_id] if cycle_id else [])]
         become_learner("nightschool_learner.pair_dataset", target, arguments)
     with target.client() as client:
-        chunks = client.admin.export_pairs(cycle_id=cycle_id)
+        chunks = client.admin.export_pairs(cycle_id=cycle_id, rows=rows)
         if output is None:
             stdout = sys.stdout.buffer
             stdout.writelines(chunks)

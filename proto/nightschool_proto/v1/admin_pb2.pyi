@@ -1560,14 +1560,41 @@ global___PairVerdict = PairVerdict
 class ExportPairsRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    class _Rows:
+        ValueType = typing.NewType("ValueType", builtins.int)
+        V: typing_extensions.TypeAlias = ValueType
+
+    class _RowsEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[ExportPairsRequest._Rows.ValueType], builtins.type):
+        DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+        ROWS_UNSPECIFIED: ExportPairsRequest._Rows.ValueType  # 0
+        """PREFERENCES."""
+        PREFERENCES: ExportPairsRequest._Rows.ValueType  # 1
+        CORRECTIONS: ExportPairsRequest._Rows.ValueType  # 2
+        """What callers say an answer should have been: prompt and completion, for SFT."""
+        THUMBS: ExportPairsRequest._Rows.ValueType  # 3
+        """Thumbs up and down: prompt, completion and label, for KTO."""
+
+    class Rows(_Rows, metaclass=_RowsEnumTypeWrapper): ...
+    ROWS_UNSPECIFIED: ExportPairsRequest.Rows.ValueType  # 0
+    """PREFERENCES."""
+    PREFERENCES: ExportPairsRequest.Rows.ValueType  # 1
+    CORRECTIONS: ExportPairsRequest.Rows.ValueType  # 2
+    """What callers say an answer should have been: prompt and completion, for SFT."""
+    THUMBS: ExportPairsRequest.Rows.ValueType  # 3
+    """Thumbs up and down: prompt, completion and label, for KTO."""
+
     CYCLE_ID_FIELD_NUMBER: builtins.int
+    ROWS_FIELD_NUMBER: builtins.int
     cycle_id: builtins.str
+    """Empty: of every cycle; of corrections and thumbs what the latest cycle says of an answer."""
+    rows: global___ExportPairsRequest.Rows.ValueType
     def __init__(
         self,
         *,
         cycle_id: builtins.str = ...,
+        rows: global___ExportPairsRequest.Rows.ValueType = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["cycle_id", b"cycle_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cycle_id", b"cycle_id", "rows", b"rows"]) -> None: ...
 
 global___ExportPairsRequest = ExportPairsRequest
 

@@ -269,12 +269,21 @@ class TaskStart(google.protobuf.message.Message):
     LEARNING_POLICY_FIELD_NUMBER: builtins.int
     MAX_STEPS_FIELD_NUMBER: builtins.int
     FILES_FIELD_NUMBER: builtins.int
+    MAX_TASK_TOKENS_FIELD_NUMBER: builtins.int
+    MAX_TIME_S_FIELD_NUMBER: builtins.int
+    MAX_TOOL_S_FIELD_NUMBER: builtins.int
     adapter: builtins.str
     session_id: builtins.str
     request_id: builtins.str
     learning_policy: nightschool_proto.v1.content_pb2.LearningPolicy.ValueType
     max_steps: builtins.int
     """0 takes the server's limit."""
+    max_task_tokens: builtins.int
+    """Tokens of all steps. This and the limits below: 0 takes the server's limit, more than that is refused."""
+    max_time_s: builtins.float
+    """Wall time; the task ends in order, which a deadline of the call does not let it."""
+    max_tool_s: builtins.float
+    """Of all tool calls together."""
     @property
     def messages(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[nightschool_proto.v1.content_pb2.Message]:
         """User and earlier turns; the application's system prompt is put in front."""
@@ -301,9 +310,12 @@ class TaskStart(google.protobuf.message.Message):
         learning_policy: nightschool_proto.v1.content_pb2.LearningPolicy.ValueType = ...,
         max_steps: builtins.int = ...,
         files: collections.abc.Iterable[nightschool_proto.v1.content_pb2.File] | None = ...,
+        max_task_tokens: builtins.int = ...,
+        max_time_s: builtins.float = ...,
+        max_tool_s: builtins.float = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["sampling", b"sampling"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["adapter", b"adapter", "client_tools", b"client_tools", "files", b"files", "learning_policy", b"learning_policy", "max_steps", b"max_steps", "messages", b"messages", "request_id", b"request_id", "sampling", b"sampling", "session_id", b"session_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["adapter", b"adapter", "client_tools", b"client_tools", "files", b"files", "learning_policy", b"learning_policy", "max_steps", b"max_steps", "max_task_tokens", b"max_task_tokens", "max_time_s", b"max_time_s", "max_tool_s", b"max_tool_s", "messages", b"messages", "request_id", b"request_id", "sampling", b"sampling", "session_id", b"session_id"]) -> None: ...
 
 global___TaskStart = TaskStart
 

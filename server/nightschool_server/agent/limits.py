@@ -14,9 +14,15 @@ from nightschool_server.tools.workers import CallLimits
 
 
 def episode_limits(
-    config: AgentConfig, *, max_steps: int, max_step_tokens: int, max_tokens: int, max_time_s: float
+    config: AgentConfig,
+    *,
+    max_steps: int,
+    max_step_tokens: int,
+    max_tokens: int,
+    max_time_s: float,
+    max_tool_s: float | None = None,
 ) -> Limits:
-    """What an episode may use up."""
+    """What an episode may use up. None takes the setting."""
     return Limits(
         max_steps=max_steps,
         max_step_tokens=max_step_tokens,
@@ -25,7 +31,7 @@ def episode_limits(
         max_malformed_steps=config.max_malformed_steps,
         max_calls=config.max_calls,
         max_parallel_calls=config.max_parallel_calls,
-        max_tool_s=config.max_tool_s,
+        max_tool_s=config.max_tool_s if max_tool_s is None else max_tool_s,
     )
 
 

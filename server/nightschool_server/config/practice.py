@@ -141,6 +141,8 @@ class PairsConfig(_Section):
     max_length_ratio: Annotated[float, Field(ge=0)] = 1.5
     """Tokens of chosen answers over those of rejected ones, or the other way round, over pairs that ran and in which
     both answer or both call. Beyond it those that stretch it most are left out. At least 1; 0: no matching."""
+    max_feedback: Annotated[int, Field(ge=0)] = 1000
+    """Newest rated requests whose corrections and thumbs are written beside the pairs, for SFT and KTO. 0: none."""
     anchors_per_pair: Annotated[float, Field(ge=0, le=16)] = 1.0
     """Steps on which all candidates agreed, for each pair; training holds their likelihood. 0: none."""
     min_anchor_probability: Annotated[float, Field(ge=0, le=1)] = 0.9

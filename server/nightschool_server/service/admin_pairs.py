@@ -14,6 +14,7 @@ from nightschool_proto.v1 import admin_pb2
 
 from nightschool_server import chat
 from nightschool_server.errors import UnknownPairError
+from nightschool_server.home import Home
 from nightschool_server.service.pages import Page
 from nightschool_server.service.wire_replies import messages_to_proto, timestamp
 from nightschool_server.store.store import Store
@@ -80,6 +81,19 @@ def export_pairs(store: Store, cycle_id: str, tools: Sequence[chat.ToolSpec]) ->
         if not found:
             return
         after = found[-1]["id"]
+
+
+def export_feedback(home: Home, store: Store, name: str, cycle_id: str) -> Iterator[str]:
+    """Lines of the learner's file `name`, of one cycle or of all, the newest first; each answer once."""
+    newest_first = store.query("SELECT id FROM cycles WHERE ? IN ('', id) ORDER BY id DESC", (cycle_id,))
+    seen: set[str] = set()
+    for cycle in newest_first:
+        path = home.cycles / cycle["id"] / name
+        for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else ():
+            response_id = json.loads(line)["response_id"]
+            if response_id not in seen:
+                seen.add(response_id)
+                yield line
 
 
 def _pair(row: Row) -> admin_pb2.Pair:

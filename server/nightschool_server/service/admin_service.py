@@ -17,6 +17,7 @@ import grpc
 from nightschool_proto.v1 import admin_pb2, admin_pb2_grpc
 
 from nightschool_server.agent.formats import action_format
+from nightschool_server.home import CORRECTIONS_FILE, THUMBS_FILE
 from nightschool_server.runtime import Runtime
 from nightschool_server.service import admin_pairs, admin_records
 from nightschool_server.service.admin_adapters import AdapterAdmin
@@ -33,6 +34,12 @@ from nightschool_server.store.forgetting import forget_user
 Context = grpc.aio.ServicerContext[Any, Any]
 
 EXPORT_CHUNK_BYTES = 256 * 1024
+
+FEEDBACK_FILES = {
+    admin_pb2.ExportPairsRequest.CORRECTIONS: CORRECTIONS_FILE,
+    admin_pb2.ExportPairsRequest.THUMBS: THUMBS_FILE,
+}
+"""The learner's file of each kind of rows that is not of preferences."""
 
 
 class AdminService(admin_pb2_grpc.AdminServiceServicer):
@@ -161,10 +168,16 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         self, request: admin_pb2.ExportPairsRequest, context: Context
     ) -> AsyncIterator[admin_pb2.ExportPairsResponse]:
         """JSON lines in TRL's conversational preference format, in chunks that end with a line."""
-        tools = action_format(self._runtime.config.agent).shown(self._runtime.tools.tools)
-        lines = admin_pairs.export_pairs(self._runtime.store, request.cycle_id, tools)
+        lines = self._exported(request)
         while chunk := await asyncio.to_thread(_next_chunk, lines):
             yield admin_pb2.ExportPairsResponse(chunk=chunk)
+
+    def _exported(self, request: admin_pb2.ExportPairsRequest) -> Iterator[str]:
+        runtime = self._runtime
+        if name := FEEDBACK_FILES.get(request.rows):
+            return admin_pairs.export_feedback(runtime.home, runtime.store, name, request.cycle_id)
+        tools = action_format(runtime.config.agent).shown(runtime.tools.tools)
+        return admin_pairs.export_pairs(runtime.store, request.cycle_id, tools)
 
     async def ForgetUser(self, request: admin_pb2.ForgetUserRequest, context: Context) -> admin_pb2.ForgetUserResponse:
         """Erases every logged request of a caller, and what was derived from it."""

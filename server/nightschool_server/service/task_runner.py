@@ -23,7 +23,6 @@ from nightschool_server.agent import episode
 from nightschool_server.agent import loop as agent
 from nightschool_server.agent.executors import ClientExecutor, RoutingExecutor, ToolExecutor
 from nightschool_server.agent.formats import action_format, call_form, check_form
-from nightschool_server.agent.limits import episode_limits
 from nightschool_server.app import App
 from nightschool_server.auth import Caller
 from nightschool_server.engine import Delta, Sampling
@@ -35,6 +34,7 @@ from nightschool_server.service.client_tools import ClientTools
 from nightschool_server.service.repeats import Claim
 from nightschool_server.service.served import Recorder, Served, usage_of
 from nightschool_server.service.task_files import TaskFiles
+from nightschool_server.service.task_limits import task_limits
 from nightschool_server.service.wire_files import files_of
 from nightschool_server.service.wire_replies import (
     merged_deltas,
@@ -103,18 +103,12 @@ class TaskRunner:
         if start.files:
             files = await asyncio.to_thread(files_of, start.files, "start.files", self._runtime.config.agent)
             call = replace(call, files=files)
-        most = max(self._max_steps, self._runtime.config.agent.max_steps)
-        if call.max_steps > most:
-            raise InvalidRequestError(
-                "start.max_steps",
-                f"start.max_steps is {call.max_steps}, but at most {most} are taken (agent.max_steps): lower it",
-            )
+        self._limits(call)
         return call
 
-    @property
-    def _max_steps(self) -> int:
-        app = self._runtime.app
-        return self._runtime.config.agent.max_steps if app is None else app.max_steps
+    def _limits(self, call: wire.ModelCall) -> episode.Limits:
+        runtime = self._runtime
+        return task_limits(call.limits, runtime.config.agent, runtime.app, max_step_tokens=call.sampling.max_tokens)
 
     async def _run(self, call: wire.ModelCall, caller: Caller, claim: Claim, requests: Requests) -> Responses:
         runtime, recorder = self._runtime, self._recorder
@@ -201,13 +195,7 @@ class TaskRunner:
         start = episode.Episode(
             messages=written.begin(with_system_prompt(runtime.app, call.messages), executor.tools),
             state=await inputs.files.place(initial_state(runtime.app, root)),
-            limits=episode_limits(
-                config,
-                max_steps=call.max_steps or self._max_steps,
-                max_step_tokens=call.sampling.max_tokens,
-                max_tokens=config.max_task_tokens,
-                max_time_s=config.max_task_s,
-            ),
+            limits=self._limits(call),
             images=inputs.images,
         )
         sampler = agent.EngineSampler(
@@ -231,7 +219,7 @@ class TaskRunner:
     @contextmanager
     def _workspace(self, response_id: str) -> Iterator[Path]:
         """A folder for whatever the task's tools write, gone when the task is."""
-        root = self._runtime.home.path / "workspaces" / response_id
+        root = self._runtime.home.workspaces / response_id
         try:
             yield root
         finally:

@@ -25,6 +25,7 @@ from nightschool_server.agent import toolcalls
 from nightschool_server.engine import LIVE_PRIORITY, PRACTICE_PRIORITY, Sampling, ToolChoice
 from nightschool_server.errors import InvalidRequestError
 from nightschool_server.image_check import DEFAULT_LIMITS, ImageLimits
+from nightschool_server.service.task_limits import NOTHING_ASKED, AskedLimits, asked_limits
 from nightschool_server.service.wire_files import SentFile
 from nightschool_server.service.wire_images import ImageParts
 from nightschool_server.service.wire_sampling import sampling_of
@@ -65,12 +66,12 @@ class ModelCall:
     policy: Policy | None
     """None: the server's default."""
     priority: int
-    max_steps: int
-    """Of RunTask; 0 takes the server's limit."""
     tool_choice: ToolChoice
     digest: str
     """sha256 over the request without its request_id: the same id must come with the same digest."""
     files: tuple[SentFile, ...] = ()
+    """Of RunTask."""
+    limits: AskedLimits = NOTHING_ASKED
     """Of RunTask."""
 
 
@@ -99,7 +100,6 @@ def generate_call(request: agent_pb2.GenerateRequest, limits: ImageLimits = DEFA
         request_id=identifier(request.request_id, "request_id"),
         policy=policy_of(request.learning_policy),
         priority=_priority(request.priority),
-        max_steps=0,
         tool_choice=tool_choice_of(request.tool_choice, request.tools),
         digest=_digest(request),
     )
@@ -118,8 +118,6 @@ def _task_call(start: agent_pb2.TaskStart, defaults: Sampling, limits: ImageLimi
     sampling = sampling_of(start.sampling, defaults)
     if sampling.n != 1:
         _refuse("sampling.n", f"{sampling.n}, but a task has one answer: leave it out")
-    if start.max_steps < 0:
-        _refuse("max_steps", f"{start.max_steps}, but must be at least 0: 0 takes the server's limit")
     return ModelCall(
         messages=_messages(start.messages, images),
         tools=tools_of(start.client_tools, "client_tools"),
@@ -130,7 +128,7 @@ def _task_call(start: agent_pb2.TaskStart, defaults: Sampling, limits: ImageLimi
         request_id=identifier(start.request_id, "request_id"),
         policy=policy_of(start.learning_policy),
         priority=LIVE_PRIORITY,
-        max_steps=start.max_steps,
+        limits=asked_limits(start),
         tool_choice="auto",
         digest=_digest(start),
     )

@@ -7,10 +7,11 @@ adapter has learned stays in its weights: delete the adapter to be rid of that.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Sequence
 
 from nightschool_server.errors import FailedPreconditionError, InvalidRequestError
-from nightschool_server.home import Home
+from nightschool_server.home import CORRECTIONS_FILE, THUMBS_FILE, Home
 from nightschool_server.runtime import Runtime
 from nightschool_server.service.audit import audit
 from nightschool_server.store.store import Store
@@ -29,10 +30,12 @@ async def forget_user(runtime: Runtime, actor: str, user: str) -> int:
     store = runtime.store
     _refuse_while_learning(store, user)
     cycles = _cycles_from(store, user)
+    requests = await asyncio.to_thread(_requests_of, store, user)
     num_requests = await runtime.request_log.forget(user)
     runtime.registry.end_sessions_of(user)
     runtime.images.recent.forget_all()
     await asyncio.to_thread(_delete_training_files, runtime.home, cycles)
+    await asyncio.to_thread(_delete_feedback, runtime.home, requests)
     with store.transaction() as db:
         audit(db, actor, "forget_user", user, "")
     return num_requests
@@ -42,8 +45,12 @@ def _refuse_while_learning(store: Store, user: str) -> None:
     """A running cycle's rows must not vanish under it."""
     row = store.one(
         "SELECT c.id FROM cycles c JOIN cycle_seeds s ON s.cycle_id = c.id JOIN requests r ON r.id = s.response_id "
-        "WHERE c.state = 'running' AND r.caller = ? LIMIT 1",
-        (user,),
+        "WHERE c.state = 'running' AND r.caller = :user "
+        # From its pairs stage on a cycle holds what callers said, whether or not it has seeds of theirs.
+        "UNION SELECT c.id FROM cycles c JOIN stages g ON g.cycle_id = c.id "
+        "WHERE c.state = 'running' AND g.name = 'pairs' AND g.state <> 'pending' AND EXISTS "
+        " (SELECT 1 FROM feedback f JOIN requests r ON r.id = f.response_id WHERE r.caller = :user) LIMIT 1",
+        {"user": user},
     )
     if row is not None:
         raise FailedPreconditionError(
@@ -64,3 +71,18 @@ def _cycles_from(store: Store, user: str) -> list[str]:
 def _delete_training_files(home: Home, cycles: Sequence[str]) -> None:
     for cycle_id in cycles:
         (home.cycles / cycle_id / PAIRS_FILE).unlink(missing_ok=True)
+
+
+def _requests_of(store: Store, user: str) -> frozenset[str]:
+    return frozenset(row["id"] for row in store.query("SELECT id FROM requests WHERE caller = ?", (user,)))
+
+
+def _delete_feedback(home: Home, requests: frozenset[str]) -> None:
+    """Take the rows of these requests out of every cycle's files; a file without them stays as it is."""
+    for path in (path for name in (CORRECTIONS_FILE, THUMBS_FILE) for path in home.cycles.glob(f"*/{name}")):
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if json.loads(line)["response_id"] not in requests]
+        if len(kept) < len(lines):
+            partial = path.with_suffix(".partial")
+            partial.write_text("".join(kept), encoding="utf-8")
+            partial.replace(path)

@@ -10,8 +10,6 @@ in the workspace and named to the server, which checks it and keeps it: `returne
 from __future__ import annotations
 
 import os
-import secrets
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,7 +53,7 @@ def take_apart(value: Any, workspace: Path) -> Returned:
     outbox = Outbox(workspace)
     try:
         for part in parts:
-            if _is_content(part):
+            if _is_content(type(part)):
                 returned.items.append(outbox.put(part))
             else:
                 returned.texts.append(part)
@@ -66,8 +64,9 @@ def take_apart(value: Any, workspace: Path) -> Returned:
 
 
 def holds_content(value: Any) -> bool:
-    """Whether a returned value is more than text."""
-    return _is_content(value) or (isinstance(value, (list, tuple)) and any(map(_is_content, value)))
+    """Whether a returned value is more than text. A list is judged by its few types, not its many items."""
+    kinds = set(map(type, value)) if isinstance(value, (list, tuple)) else {type(value)}
+    return any(map(_is_content, kinds))
 
 
 class Outbox:
@@ -94,7 +93,7 @@ class Outbox:
             target.write_bytes(source)
         elif isinstance(source, (str, os.PathLike)):
             return {"kind": "image", "path": self._found(Path(source))}
-        elif _is_picture(source):
+        elif _is_picture(type(source)):
             target = self._next()
             source.save(target, format="PNG")
         else:
@@ -104,6 +103,8 @@ class Outbox:
     def remove(self) -> None:
         """Remove the folder with what is in it."""
         if self._folder is not None:
+            import shutil  # Its compression libraries would weigh on the fork for every call.
+
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _found(self, path: Path) -> str:
@@ -113,22 +114,24 @@ class Outbox:
             raise FileNotFoundError(f"the tool returned {str(path)!r}, which is not a file")
         if whole.is_relative_to(self._workspace.resolve()):
             return str(whole.relative_to(self._workspace.resolve()))
+        import shutil
+
         target = self._next()
         shutil.copyfile(whole, target)
         return str(target.relative_to(self._workspace))
 
     def _next(self) -> Path:
         if self._folder is None:
-            self._folder = self._workspace / f"{OUTBOX_PREFIX}{secrets.token_hex(8)}"
+            self._folder = self._workspace / f"{OUTBOX_PREFIX}{os.urandom(8).hex()}"
             self._folder.mkdir(mode=0o700)
         self._num_files += 1
         return self._folder / str(self._num_files)
 
 
-def _is_content(value: Any) -> bool:
-    return isinstance(value, (ToolImage, ToolFile)) or _is_picture(value)
+def _is_content(kind: type) -> bool:
+    return issubclass(kind, (ToolImage, ToolFile)) or _is_picture(kind)
 
 
-def _is_picture(value: Any) -> bool:
-    """Whether it is a Pillow image; asked without importing Pillow, which the tool has where it returns one."""
-    return any(kind.__module__.startswith("PIL.") and kind.__name__ == "Image" for kind in type(value).__mro__)
+def _is_picture(kind: type) -> bool:
+    """Whether it is Pillow's; asked without importing Pillow, which the tool has where it returns a picture."""
+    return any(base.__module__.startswith("PIL.") and base.__name__ == "Image" for base in kind.__mro__)
