@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,18 +23,19 @@ from nightschool_server.agent.toolbox import open_tools
 from nightschool_server.chat import ToolSpec, system, user
 from nightschool_server.errors import InvalidRequestError
 from nightschool_server.ids import new_id
-from nightschool_server.store.store import Store
 from nightschool_server.tools.forking import remove_tree
 from nightschool_server.tools.placing import PlacedFile, place_files
 from nightschool_server.tools.state import ToolState
 
 from nightschool_learner import practice_counts, practice_records, records, seed_records
-from nightschool_learner.critics import make_critic
-from nightschool_learner.critique import Contender, Critic, Verdict, choose
+from nightschool_learner.comparisons import Court
+from nightschool_learner.critics import open_critic
+from nightschool_learner.critique import Critic
 from nightschool_learner.errors import NothingToLearnError
+from nightschool_learner.panels import open_panel
 from nightschool_learner.parallel import for_each
 from nightschool_learner.practice import Practice, PracticeActor, RefusedPickError
-from nightschool_learner.practice_records import RolloutRow, Verdicts
+from nightschool_learner.practice_records import RolloutRow
 from nightschool_learner.sampling import AnswerSampler, PracticeSampler
 from nightschool_learner.seed_records import KEPT, TaskRow
 from nightschool_learner.stages import Cycle, Ending
@@ -48,7 +50,7 @@ class ExploreStage:
     """Practises every kept task."""
 
     make_sampler: Callable[[Cycle], AnswerSampler] = PracticeSampler
-    make_critic: Callable[[Cycle, AnswerSampler], Critic] = make_critic
+    open_critic: Callable[[Cycle, AnswerSampler], AbstractAsyncContextManager[Critic]] = open_critic
     name: str = "explore"
 
     async def run(self, cycle: Cycle) -> Ending | None:
@@ -62,28 +64,32 @@ class ExploreStage:
         counts["tokens"] = records.stage_counts(cycle.store, cycle.id, self.name).get("tokens", 0)
         explored.begin(len(tasks), len(ended), counts)
         num_compared = practice_counts.num_critiques(cycle.store, cycle.id)
-        compared.begin(0, num_compared, await critique_counts(cycle.store, cycle.id, cycle.config.critic.margin_nats))
+        compared.begin(0, num_compared, practice_counts.critique_counts(cycle.store, cycle.id))
 
         workspaces = cycle.folder / "workspaces"
         remove_tree(workspaces)
         num_workers = cycle.config.explore.num_tool_workers
         limits = call_limits(cycle.agent)
         opening = open_tools(cycle.app, cycle.app_ref, num_workers=num_workers, limits=limits, purpose="practice")
-        async with Writer(cycle.store) as writer, opening as tools:
-            sampler = self.make_sampler(cycle)
+        sampler = self.make_sampler(cycle)
+        async with (
+            Writer(cycle.store) as writer,
+            opening as tools,
+            self.open_critic(cycle, sampler) as critic,
+            open_panel(cycle) as panel,
+        ):
+            is_listwise = cycle.config.critic.protocol == "listwise"
             practice = Practice(
                 cycle_seed=cycle.seed,
                 adapter=cycle.incumbent,
                 config=cycle.config.explore,
-                margin_nats=cycle.config.critic.margin_nats,
                 store=cycle.store,
                 writer=writer,
                 sampler=sampler,
-                critic=self.make_critic(cycle, sampler),
                 executor=tools,
                 action_format=action_format(cycle.agent),
                 explored=explored,
-                compared=compared,
+                court=Court(cycle.store, writer, critic, panel, compared, is_listwise),
             )
 
             async def practise(task: TaskRow) -> None:
@@ -106,23 +112,9 @@ class CritiqueStage:
 
     async def run(self, cycle: Cycle) -> Ending | None:
         num_compared = practice_counts.num_critiques(cycle.store, cycle.id)
-        counts = await critique_counts(cycle.store, cycle.id, cycle.config.critic.margin_nats)
+        counts = practice_counts.critique_counts(cycle.store, cycle.id)
         cycle.progress(self.name).begin(num_compared, num_compared, counts)
         return None
-
-
-async def critique_counts(store: Store, cycle_id: str, margin_nats: float) -> dict[str, int]:
-    """Verdicts by position and abstentions by reason, recomputed from the rows."""
-    counts = practice_counts.critique_counts(store, cycle_id)
-    for step in practice_records.steps_picked_by(store, cycle_id, ("fallback",)):
-        contenders = [Contender(c.position, c.num_samples, c.logprob, bool(c.failure)) for c in step.candidates]
-
-        async def recorded(first: int, second: int, verdicts: Verdicts = step.verdicts) -> Verdict:
-            return verdicts[first, second]
-
-        choice = await choose(contenders, recorded, margin_nats)
-        counts[f"abstained_{choice.abstention}"] = counts.get(f"abstained_{choice.abstention}", 0) + 1
-    return counts
 
 
 async def _rollout(practice: Practice, cycle: Cycle, task: TaskRow, known: RolloutRow | None, workspaces: Path) -> None:
