@@ -33,7 +33,8 @@ from tests.client.fake_replies import adapter, cycle
 from tests.client.fake_server import FakeServer
 
 RENAMED = {
-    "Status": "GetStatusResponse", "Reply": "GenerateResponse", "RunChunk": "ExportRunResponse", "Scores": "ScoreResponse",
+    "Status": "GetStatusResponse", "Reply": "GenerateResponse", "RunChunk": "ExportRunResponse",
+    "Scores": "ScoreResponse",
 }  # fmt: skip
 NOT_ON_THE_WIRE = {"Text", "ToolCalled", "ToolReturned", "TaskResult"}
 
