@@ -28,9 +28,10 @@ from nightschool_server.errors import AppError, ConfigError, OverloadedError
 from nightschool_server.home import Home
 from nightschool_server.store.store import Store
 
-from nightschool_learner import records, report
+from nightschool_learner import records
 from nightschool_learner.errors import CycleCancelledError, NothingToLearnError, ServerGoneError
 from nightschool_learner.records import CycleRow
+from nightschool_learner.report import files as report
 from nightschool_learner.sampling import connect
 from nightschool_learner.stages import STAGE_NAMES, Cycle, Progress, Stage
 
@@ -60,7 +61,7 @@ class Learner:
 
     async def run(self) -> None:
         """Run cycles as they are queued, until `stopping` is set."""
-        report.write_missing(self.home.cycles, self.store)
+        await asyncio.to_thread(report.write_missing, self.store, self.app)
         is_waiting = False
         while not self.stopping.is_set():
             row = records.open_cycle(self.store)
@@ -97,7 +98,7 @@ class Learner:
             if state is None:
                 return
             records.finish(self.store, cycle.id, state, outcome)
-            report.write(cycle.folder, self.store, cycle.id)
+            await asyncio.to_thread(report.write, self.store, cycle.id, self.app)
             records.set_last_error(self.store, outcome if state == "failed" else "")
             logger.info("event=cycle_ended cycle=%s state=%s outcome=%s", cycle.id, state, outcome)
 
