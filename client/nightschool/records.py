@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
+from nightschool.content import File
+
 __all__ = [
     "Adapter",
     "AdapterState",
@@ -351,6 +353,8 @@ class Task:
     created_at: datetime | None
     num_simulated: int
     """Candidates of its rollout whose observation a simulator gave, wholly or in part."""
+    files: tuple[File, ...]
+    """In its workspace when it begins."""
 
 
 @dataclass(frozen=True)

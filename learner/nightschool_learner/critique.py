@@ -1,18 +1,17 @@
 """Critique: which of a step's candidates won, and whether anybody can be sure of it.
 
-Facts decide first: a candidate that failed loses to one that ran, and no critic is asked. Among those
-that ran, a critic compares two at a time in both orders. A pick must beat every rival in both orders
-by a margin; anything less is an abstention: the trajectory goes on from a fallback, and the step makes
-no pair. A critic's failure is never a preference.
+Facts decide first: a candidate that failed loses to one that ran, and nobody is asked. Those that ran meet in duels
+(`panel.py` says who decides one). A pick must win its duel with every rival; anything less is an abstention: the
+trajectory goes on from a fallback, and the step makes no pair. A critic's failure is never a preference.
 
-Owns the `Critic` seam and `choose`. The critics are in `critics.py`; rows and the cache of
-comparisons belong to `explore.py`.
+Owns the `Critic` seam, what a duel of two orders comes to, and `choose`. The critics are in `critics.py`; rows belong
+to `comparisons.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from nightschool_server.chat import Message
@@ -21,7 +20,10 @@ from nightschool_learner.prompts import CandidateView
 
 Winner = Literal["first", "second", "invalid"]
 PickedBy = Literal["facts", "critic", "agreed", "fallback"]
-Abstention = Literal["", "malformed", "margin", "disagreement", "intransitive", "all_failed"]
+Abstention = Literal[
+    "", "malformed", "margin", "disagreement", "intransitive", "all_failed", "budget", "unavailable", "veto", "silent"
+]
+"""Why nobody won; `silent`: no component had an opinion."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class Context:
     """The task's pictures, by sha256."""
     history: tuple[Message, ...]
     """What came after the task's own message."""
+    pixels: Mapping[str, bytes] = field(default_factory=dict, compare=False)
+    """Encoded bytes of images that are not blobs of the home, by sha256."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +44,21 @@ class Verdict:
     """One comparison in one order."""
 
     winner: Winner
-    """`invalid` where the critic's answer could not be read."""
+    """`invalid` where there was no answer, or one that could not be read."""
     margin_nats: float
     """log p(first) - log p(second); in favour of `first`."""
     raw: str
-    """The critic's answer, verbatim."""
+    """The critic's answer, verbatim; the first one where there were several."""
     prompt_tokens: int
+    why: Abstention = ""
+    """Of an invalid one: `malformed` (empty means that too), `budget` or `unavailable`."""
+    rubric: str = ""
+    """Version and digest of the wording, `step-1:0a1b...`."""
+    num_votes: int = 1
+    """Answers behind it."""
+    num_cached: int = 0
+    """How many of them were known from an earlier comparison of the same content."""
+    completion_tokens: int = 0
 
     @property
     def won_by_nats(self) -> float:
@@ -75,13 +88,27 @@ class Contender:
 
 
 @dataclass(frozen=True)
+class Duel:
+    """Two candidates that ran, and which of them is better."""
+
+    winner: int | None
+    """A position; None where nobody can be sure."""
+    why: Abstention = ""
+    """Why there is no winner."""
+    margin: float = 0.0
+    """By how much it won, in the unit of what decided: nats for judge and consistency."""
+    component: str = "judge"
+    """What decided, or vetoed."""
+
+
+@dataclass(frozen=True)
 class Choice:
     """The outcome of a step."""
 
     picked: int
     """Position of the candidate that the trajectory continues from."""
     picked_by: PickedBy
-    """`facts`, `critic`: decided. `agreed`: there was one action only. `fallback`: the critic abstained."""
+    """`facts`, `critic`: decided. `agreed`: there was one action only. `fallback`: nobody was sure."""
     abstention: Abstention = ""
     """Why it is a fallback."""
 
@@ -89,19 +116,22 @@ class Choice:
 Compare = Callable[[int, int], Awaitable[Verdict]]
 """Compares the candidates at two positions, the first one shown first."""
 
+Meet = Callable[[int, int], Awaitable[Duel]]
+"""The duel of the candidates at two positions, whichever is named first."""
 
-async def choose(contenders: Sequence[Contender], compare: Compare, margin_nats: float) -> Choice:
-    """Pick the step's winner, by facts where they suffice, else by the critic, else the most sampled.
 
-    Asks for as few comparisons as a sure pick needs: a candidate that did not win one of its comparisons
-    cannot win the step, so it is compared again only by a pick that has yet to beat it.
+async def choose(contenders: Sequence[Contender], meet: Meet) -> Choice:
+    """Pick the step's winner, by facts where they suffice, else by duels, else the most sampled.
+
+    Asks for as few duels as a sure pick needs: a candidate that did not win one of its duels cannot win the step, so it
+    is met again only by a pick that has yet to beat it.
     """
     ran = [c for c in contenders if not c.failed]
     if not ran:
         return Choice(most_sampled(contenders), "fallback", "all_failed")
     if len(ran) == 1:
         return Choice(ran[0].position, "facts" if len(contenders) > 1 else "agreed")
-    return await _ask(ran, compare, margin_nats)
+    return await _tournament(ran, meet)
 
 
 def most_sampled(contenders: Sequence[Contender]) -> int:
@@ -109,7 +139,7 @@ def most_sampled(contenders: Sequence[Contender]) -> int:
     return max(contenders, key=lambda c: (c.num_samples, c.logprob)).position
 
 
-async def _ask(ran: Sequence[Contender], compare: Compare, margin_nats: float) -> Choice:
+async def _tournament(ran: Sequence[Contender], meet: Meet) -> Choice:
     order = sorted(ran, key=lambda c: (-c.num_samples, c.position))
     beaten: dict[int, set[int]] = {c.position: set() for c in order}
     champion: int | None = None
@@ -118,48 +148,41 @@ async def _ask(ran: Sequence[Contender], compare: Compare, margin_nats: float) -
         if champion is None:
             champion = position
             continue
-        winner, why = await in_both_orders(champion, position, compare, margin_nats)
-        if winner is None:
-            champion, abstention = None, why
+        duel = await meet(champion, position)
+        if duel.winner is None:
+            champion, abstention = None, duel.why
         else:
-            beaten[winner].add(position if winner == champion else champion)
-            champion = winner
+            beaten[duel.winner].add(position if duel.winner == champion else champion)
+            champion = duel.winner
     if champion is None:
         return Choice(most_sampled(ran), "fallback", abstention)
     for rival in (c.position for c in order):
         if rival == champion or rival in beaten[champion]:
             continue
-        winner, why = await in_both_orders(champion, rival, compare, margin_nats)
-        if winner != champion:
-            return Choice(most_sampled(ran), "fallback", why or "intransitive")
+        duel = await meet(champion, rival)
+        if duel.winner != champion:
+            return Choice(most_sampled(ran), "fallback", duel.why or "intransitive")
     return Choice(champion, "critic")
 
 
-async def in_both_orders(a: int, b: int, compare: Compare, margin_nats: float) -> tuple[int | None, Abstention]:
-    """The one of `a` and `b` that wins in both orders, or None and why there is none.
+async def in_both_orders(a: int, b: int, compare: Compare, margin_nats: float) -> Duel:
+    """The duel of `a` and `b`: one that wins in both orders by `margin_nats`, or why there is none.
 
     The second order is not paid for where the first is no verdict already.
     """
     forward = await compare(a, b)
     if why := _no_verdict(forward, margin_nats):
-        return None, why
+        return Duel(None, why)
     backward = await compare(b, a)
     if why := _no_verdict(backward, margin_nats):
-        return None, why
+        return Duel(None, why)
     if forward.winner == backward.winner:
-        return None, "disagreement"
-    return (a if forward.winner == "first" else b), ""
-
-
-def margin_over(rival: int, picked: int, verdicts: Mapping[tuple[int, int], Verdict]) -> float | None:
-    """The smaller of the two margins by which `picked` beat `rival`, or None where it did not in both orders."""
-    forward, backward = verdicts.get((picked, rival)), verdicts.get((rival, picked))
-    if forward is None or backward is None or forward.winner != "first" or backward.winner != "second":
-        return None
-    return min(forward.margin_nats, -backward.margin_nats)
+        return Duel(None, "disagreement")
+    winner = a if forward.winner == "first" else b
+    return Duel(winner, margin=min(forward.won_by_nats, backward.won_by_nats))
 
 
 def _no_verdict(verdict: Verdict, margin_nats: float) -> Abstention:
     if verdict.winner == "invalid":
-        return "malformed"
+        return verdict.why or "malformed"
     return "margin" if verdict.won_by_nats < margin_nats else ""

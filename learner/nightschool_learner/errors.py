@@ -4,6 +4,7 @@ LearnerError
 ├── NothingToLearnError    the cycle ends `stopped`: too few seeds, too few pairs, no coverage
 ├── CycleCancelledError    the cycle ends `cancelled`: an operator asked for it
 ├── StageFailedError       the cycle ends `failed`: a stage cannot go on, and trying again would not help
+├── EndpointError          one call to an endpoint failed after its retries: its unit goes without an answer
 ├── BenchmarkError         a benchmark's data, or what is asked of a run, is not as it must be: the user's mistake
 └── ServerGoneError        the server refused or vanished for longer than the learner waits
 
@@ -27,6 +28,10 @@ class CycleCancelledError(LearnerError):
 
 class StageFailedError(LearnerError):
     """A stage cannot go on: the message says what, the value, the rule and the remedy."""
+
+
+class EndpointError(LearnerError):
+    """A call to an endpoint failed after its retries: the message names role, model and the last failure."""
 
 
 class BenchmarkError(LearnerError):

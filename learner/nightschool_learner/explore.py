@@ -10,30 +10,32 @@ facts decide before the critic; the critic is asked in both orders and may absta
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 from nightschool_server.agent.episode import Episode
-from nightschool_server.agent.formats import action_format
+from nightschool_server.agent.formats import open_format
 from nightschool_server.agent.limits import call_limits, episode_limits
 from nightschool_server.agent.loop import run_episode
 from nightschool_server.agent.toolbox import open_tools
-from nightschool_server.chat import ToolSpec, system, user
+from nightschool_server.chat import Message, system, user
 from nightschool_server.errors import InvalidRequestError
 from nightschool_server.ids import new_id
-from nightschool_server.store.store import Store
 from nightschool_server.tools.forking import remove_tree
 from nightschool_server.tools.placing import PlacedFile, place_files
 from nightschool_server.tools.state import ToolState
 
 from nightschool_learner import practice_counts, practice_records, records, seed_records
-from nightschool_learner.critics import make_critic
-from nightschool_learner.critique import Contender, Critic, Verdict, choose
+from nightschool_learner.comparisons import Court
+from nightschool_learner.critics import open_critic
+from nightschool_learner.critique import Critic
 from nightschool_learner.errors import NothingToLearnError
+from nightschool_learner.panels import open_panel
 from nightschool_learner.parallel import for_each
 from nightschool_learner.practice import Practice, PracticeActor, RefusedPickError
-from nightschool_learner.practice_records import RolloutRow, Verdicts
+from nightschool_learner.practice_records import RolloutRow
 from nightschool_learner.sampling import AnswerSampler, PracticeSampler
 from nightschool_learner.seed_records import KEPT, TaskRow
 from nightschool_learner.stages import Cycle, Ending
@@ -48,7 +50,7 @@ class ExploreStage:
     """Practises every kept task."""
 
     make_sampler: Callable[[Cycle], AnswerSampler] = PracticeSampler
-    make_critic: Callable[[Cycle, AnswerSampler], Critic] = make_critic
+    open_critic: Callable[[Cycle, AnswerSampler], AbstractAsyncContextManager[Critic]] = open_critic
     name: str = "explore"
 
     async def run(self, cycle: Cycle) -> Ending | None:
@@ -62,28 +64,33 @@ class ExploreStage:
         counts["tokens"] = records.stage_counts(cycle.store, cycle.id, self.name).get("tokens", 0)
         explored.begin(len(tasks), len(ended), counts)
         num_compared = practice_counts.num_critiques(cycle.store, cycle.id)
-        compared.begin(0, num_compared, await critique_counts(cycle.store, cycle.id, cycle.config.critic.margin_nats))
+        compared.begin(0, num_compared, practice_counts.critique_counts(cycle.store, cycle.id))
 
         workspaces = cycle.folder / "workspaces"
         remove_tree(workspaces)
         num_workers = cycle.config.explore.num_tool_workers
         limits = call_limits(cycle.agent)
         opening = open_tools(cycle.app, cycle.app_ref, num_workers=num_workers, limits=limits, purpose="practice")
-        async with Writer(cycle.store) as writer, opening as tools:
-            sampler = self.make_sampler(cycle)
+        sampler = self.make_sampler(cycle)
+        async with (
+            Writer(cycle.store) as writer,
+            opening as tools,
+            self.open_critic(cycle, sampler) as critic,
+            open_panel(cycle) as panel,
+            open_format(cycle.agent) as action_format,
+        ):
+            is_listwise = cycle.config.critic.protocol == "listwise"
             practice = Practice(
                 cycle_seed=cycle.seed,
                 adapter=cycle.incumbent,
                 config=cycle.config.explore,
-                margin_nats=cycle.config.critic.margin_nats,
                 store=cycle.store,
                 writer=writer,
                 sampler=sampler,
-                critic=self.make_critic(cycle, sampler),
                 executor=tools,
-                action_format=action_format(cycle.agent),
+                action_format=action_format,
                 explored=explored,
-                compared=compared,
+                court=Court(cycle.store, writer, critic, panel, compared, is_listwise),
             )
 
             async def practise(task: TaskRow) -> None:
@@ -106,23 +113,9 @@ class CritiqueStage:
 
     async def run(self, cycle: Cycle) -> Ending | None:
         num_compared = practice_counts.num_critiques(cycle.store, cycle.id)
-        counts = await critique_counts(cycle.store, cycle.id, cycle.config.critic.margin_nats)
+        counts = practice_counts.critique_counts(cycle.store, cycle.id)
         cycle.progress(self.name).begin(num_compared, num_compared, counts)
         return None
-
-
-async def critique_counts(store: Store, cycle_id: str, margin_nats: float) -> dict[str, int]:
-    """Verdicts by position and abstentions by reason, recomputed from the rows."""
-    counts = practice_counts.critique_counts(store, cycle_id)
-    for step in practice_records.steps_picked_by(store, cycle_id, ("fallback",)):
-        contenders = [Contender(c.position, c.num_samples, c.logprob, bool(c.failure)) for c in step.candidates]
-
-        async def recorded(first: int, second: int, verdicts: Verdicts = step.verdicts) -> Verdict:
-            return verdicts[first, second]
-
-        choice = await choose(contenders, recorded, margin_nats)
-        counts[f"abstained_{choice.abstention}"] = counts.get(f"abstained_{choice.abstention}", 0) + 1
-    return counts
 
 
 async def _rollout(practice: Practice, cycle: Cycle, task: TaskRow, known: RolloutRow | None, workspaces: Path) -> None:
@@ -133,7 +126,7 @@ async def _rollout(practice: Practice, cycle: Cycle, task: TaskRow, known: Rollo
     root = workspaces / rollout.id
     state, outcome, answer = "done", "", ""
     try:
-        episode = await asyncio.to_thread(first_episode, cycle, task, root, practice.executor.tools)
+        episode = await asyncio.to_thread(first_episode, cycle, task, root, practice)
         result = await run_episode(episode, PracticeActor(practice, task, rollout.id))
         outcome, answer = result.outcome, result.answer
     except RefusedPickError:
@@ -146,13 +139,13 @@ async def _rollout(practice: Practice, cycle: Cycle, task: TaskRow, known: Rollo
     practice.explored.advance(1, **{outcome: 1})
 
 
-def first_episode(cycle: Cycle, task: TaskRow, root: Path, tools: Sequence[ToolSpec]) -> Episode:
+def first_episode(cycle: Cycle, task: TaskRow, root: Path, practice: Practice) -> Episode:
     """The episode in which a task begins, as a live one would. Writes the task's files to the disk.
 
     Raises InvalidRequestError where the bytes of one are gone.
     """
     app, config = cycle.app, cycle.config.explore
-    head = (system(app.system_prompt),) if app.system_prompt else ()
+    head: tuple[Message, ...] = (system(app.system_prompt),) if app.system_prompt else ()
     limits = episode_limits(
         cycle.agent,
         max_steps=config.max_steps or app.max_steps,
@@ -160,7 +153,8 @@ def first_episode(cycle: Cycle, task: TaskRow, root: Path, tools: Sequence[ToolS
         max_tokens=config.max_tokens * (config.max_steps or app.max_steps),
         max_time_s=NO_TIME_LIMIT_S,
     )
-    messages = action_format(cycle.agent).begin((*head, user(task.prompt, task.images, task.files)), tools)
+    asked = (*head, user(task.prompt, task.images, task.files))
+    messages = practice.action_format.begin(asked, practice.executor.tools)
     files = [PlacedFile(file, cycle.store.blob_path(file.sha256)) for file in task.files]
     try:
         state = place_files(ToolState.initial(app, root), files)

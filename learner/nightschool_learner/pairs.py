@@ -1,7 +1,7 @@
 """Preference pairs from decided steps: the pick against each candidate that surely lost.
 
-A chosen step never has a failure. A rival that ran makes a pair only where the critic put it behind in
-both orders by the margin; a rival that failed makes a pair by fact, and such pairs are capped, because
+A chosen step never has a failure. A rival that ran makes a pair only where it lost its duel
+with the pick (see `panel.py`); a rival that failed makes a pair by fact, and such pairs are capped, because
 they teach format more than judgement (METHOD.md: the public code keeps mostly those). Steps that fell
 back or agreed make none. A pair that rests on what a simulator gave back is kept out unless configured.
 What a pair is trained on is exactly what was sampled.
@@ -24,7 +24,6 @@ from nightschool_server.ids import new_id
 
 from nightschool_learner import practice_records
 from nightschool_learner.anchors import select_anchors
-from nightschool_learner.critique import margin_over
 from nightschool_learner.errors import NothingToLearnError
 from nightschool_learner.feedback_rows import write_feedback_files
 from nightschool_learner.length_matching import Lengths, stretched
@@ -50,7 +49,7 @@ class Pair:
     rejected: str
     kind: Kind
     margin: float
-    """Nats, the smaller of both orders; 0 where facts decided."""
+    """Of the duel (for a judge: nats, the smaller of both orders); 0 where facts decided."""
     key: tuple[str, str, str]
     """Conversation, chosen and rejected text, normalised: what makes two pairs near duplicates."""
     simulated: bool
@@ -82,7 +81,7 @@ def pairs_of(step: DecidedStep, written: ActionFormat = TOOL_CALLS) -> list[Pair
     for rival in step.candidates:
         if rival.position == chosen.position or rival.failure == REFUSED:
             continue
-        margin = 0.0 if rival.failure else margin_over(rival.position, chosen.position, step.verdicts)
+        margin = 0.0 if rival.failure else _margin_over(rival, chosen, step)
         if margin is None:
             continue
         kind: Kind = "ran_vs_failed" if rival.failure else "both_ran"
@@ -184,6 +183,13 @@ def _pair(step: DecidedStep, rejected: CandidateRow, kind: Kind, margin: float, 
         num_tokens=(len(chosen.token_ids), len(rejected.token_ids)),
         is_alike=not rejected.failure and chosen.final == rejected.final,
     )
+
+
+def _margin_over(rival: CandidateRow, chosen: CandidateRow, step: DecidedStep) -> float | None:
+    """By how much `chosen` won its duel with `rival`; None where it did not."""
+    a, b = sorted((rival.position, chosen.position))
+    duel = step.duels.get((a, b))
+    return duel.margin if duel is not None and duel.winner == chosen.position else None
 
 
 def _unusable(pair: Pair, config: PairsConfig) -> str:

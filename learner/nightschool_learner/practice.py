@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +28,8 @@ from nightschool_server.tools.state import ToolState
 
 from nightschool_learner import practice_records, seed_records
 from nightschool_learner.actions import Action, merge
-from nightschool_learner.critique import Choice, Contender, Context, Critic, Verdict, choose
+from nightschool_learner.comparisons import Comparer, Court
+from nightschool_learner.critique import Choice, Contender, Context, choose
 from nightschool_learner.practice_records import REFUSED, CandidateRow, StepRow
 from nightschool_learner.prompts import CandidateView, in_words
 from nightschool_learner.sampling import AnswerSampler, Sample, derive_seed
@@ -48,15 +49,13 @@ class Practice:
     cycle_seed: int
     adapter: str
     config: ExploreConfig
-    margin_nats: float
     store: Store
     writer: Writer
     sampler: AnswerSampler
-    critic: Critic
     executor: ToolExecutor
     action_format: ActionFormat
     explored: Progress
-    compared: Progress
+    court: Court
 
 
 class PracticeActor:
@@ -118,7 +117,7 @@ class PracticeActor:
             new_id("step"), self._rollout_id, position, history, None, "", num_simulated(episode.messages) > 0
         )
         candidates = [_candidate(step.id, i, action, executions[i]) for i, action in enumerate(actions)]
-        images = await asyncio.to_thread(self._keep_images, episode)
+        images = await asyncio.to_thread(self._keep_images, episode, executions.values())
 
         def insert(db: sqlite3.Connection) -> None:
             practice_records.insert_step(db, step, candidates)
@@ -135,9 +134,12 @@ class PracticeActor:
         )
         return step, candidates, executions
 
-    def _keep_images(self, episode: Episode) -> list[str]:
-        """Store what tools have shown so far, so that the trainer finds it. Returns the new ones' sha256."""
-        new = {sha256: data for sha256, data in episode.images.items() if sha256 not in self._kept_images}
+    def _keep_images(self, episode: Episode, executions: Iterable[Execution]) -> list[str]:
+        """Store what tools have shown so far, for trainer and critic to find. Returns the new ones' sha256."""
+        shown = dict(episode.images)
+        for execution in executions:
+            shown |= execution.images
+        new = {sha256: data for sha256, data in shown.items() if sha256 not in self._kept_images}
         for data in new.values():
             self._practice.store.put_blob(data, media_type_of(data))
         self._kept_images.update(new)
@@ -186,25 +188,21 @@ class PracticeActor:
         """Choose, write the choice, and count it. Returns the position of the pick."""
         practice = self._practice
         contenders = [Contender(c.position, c.num_samples, c.logprob, bool(c.failure)) for c in candidates]
-        compare = self._comparer(episode, step, candidates)
-        choice = await choose(contenders, compare, practice.margin_nats)
+        comparer = Comparer(practice.court, step.id, self._context(episode), _views(candidates), contenders)
+        choice = await choose(contenders, comparer.meet)
         await practice.writer.write(lambda db: practice_records.pick(db, step.id, choice))
         self._count(choice, candidates)
         return choice.picked
 
-    def _comparer(self, episode: Episode, step: StepRow, candidates: Sequence[CandidateRow]) -> Comparer:
+    def _context(self, episode: Episode) -> Context:
         history = episode.messages[self._num_before :]
-        context = Context(self._task.prompt, self._task.images, history)
-        views = {c.position: CandidateView(c.text, c.observation) for c in candidates}
-        return Comparer(
-            self._practice, step.id, context, views, practice_records.verdicts_of(self._practice.store, step.id)
-        )
+        return Context(self._task.prompt, self._task.images, history, episode.images)
 
     def _count(self, choice: Choice, candidates: Sequence[CandidateRow]) -> None:
         agreeing = next(c.num_samples for c in candidates if c.position == choice.picked)
         self._practice.explored.advance(0, **{f"picked_by_{choice.picked_by}": 1, "samples_agreeing": agreeing})
         if choice.abstention:
-            self._practice.compared.advance(0, **{f"abstained_{choice.abstention}": 1})
+            self._practice.court.compared.advance(0, **{f"abstained_{choice.abstention}": 1})
 
     async def _leave(self, before: ToolState, after: ToolState) -> None:
         """Drop the state before the step: only now that the pick's fork is whole does the rollout go on from that."""
@@ -217,38 +215,13 @@ class PracticeActor:
             await asyncio.to_thread(state.discard)
 
 
-class Comparer:
-    """The critic on one step, behind the rows: a comparison that is there is never paid for again."""
-
-    def __init__(
-        self,
-        practice: Practice,
-        step_id: str,
-        context: Context,
-        views: dict[int, CandidateView],
-        verdicts: practice_records.Verdicts,
-    ) -> None:
-        self._practice = practice
-        self._step_id = step_id
-        self._context = context
-        self._views = views
-        self._verdicts = verdicts
-
-    async def __call__(self, first: int, second: int) -> Verdict:
-        known = self._verdicts.get((first, second))
-        if known is not None:
-            return known
-        practice, step_id = self._practice, self._step_id
-        verdict = await practice.critic.compare(self._context, self._views[first], self._views[second])
-        await practice.writer.write(lambda db: practice_records.insert_critique(db, step_id, first, second, verdict))
-        self._verdicts[first, second] = verdict
-        practice.compared.advance(1, **{f"verdict_{verdict.winner}": 1, "prompt_tokens": verdict.prompt_tokens})
-        return verdict
-
-
 def observation_of(messages: Sequence[Message]) -> str:
     """What the tools gave back, as the critic reads it."""
     return "\n".join(in_words(part) for message in messages for part in message.parts if isinstance(part, ToolResult))
+
+
+def _views(candidates: Sequence[CandidateRow]) -> dict[int, CandidateView]:
+    return {c.position: CandidateView(c.text, c.observation, c.images) for c in candidates}
 
 
 def _candidate(step_id: str, position: int, action: Action, execution: Execution) -> CandidateRow:
@@ -264,6 +237,7 @@ def _candidate(step_id: str, position: int, action: Action, execution: Execution
         failure=execution.failure,
         final=execution.final,
         simulated=num_simulated(execution.observations) > 0,
+        images=tuple(sha256 for message in execution.observations for sha256 in message.images),
     )
 
 

@@ -44,14 +44,31 @@ def explore_counts(store: Store, cycle_id: str) -> dict[str, int]:
 
 
 def critique_counts(store: Store, cycle_id: str) -> dict[str, int]:
-    """Counts over the cycle's comparisons, from the rows: how often the first shown won, and so on."""
+    """Counts over the cycle's comparisons, duels and abstentions, from the rows: how often the first shown won, ..."""
     rows = store.query(
-        "SELECT verdict, COUNT(*) AS n, SUM(prompt_tokens) AS tokens FROM critiques WHERE "
-        f"step_id IN ({_STEPS}) GROUP BY verdict",
+        f"SELECT verdict, COUNT(*) AS n FROM critiques WHERE step_id IN ({_STEPS}) GROUP BY verdict",
         (cycle_id,),
     )
     counts = {f"verdict_{row['verdict']}": int(row["n"]) for row in rows}
-    counts["prompt_tokens"] = sum(int(row["tokens"]) for row in rows)
+    sums = store.query(
+        "SELECT COALESCE(SUM(prompt_tokens), 0) AS prompt_tokens, COALESCE(SUM(completion_tokens), 0) AS "
+        "completion_tokens, COALESCE(SUM(num_votes), 0) AS votes, COALESCE(SUM(num_cached), 0) AS cached "
+        f"FROM critiques WHERE step_id IN ({_STEPS})",
+        (cycle_id,),
+    )[0]
+    counts.update({key: int(value) for key, value in sums.items()})
+    for row in store.query(
+        f"SELECT component, winner IS NULL AS lost, COUNT(*) AS n FROM duels WHERE step_id IN ({_STEPS}) GROUP BY 1, 2",
+        (cycle_id,),
+    ):
+        key = "undecided" if row["lost"] else f"decided_by_{row['component']}"
+        counts[key] = counts.get(key, 0) + int(row["n"])
+    for row in store.query(
+        "SELECT s.abstention, COUNT(*) AS n FROM steps s JOIN rollouts r ON r.id = s.rollout_id "
+        "WHERE r.cycle_id = ? AND s.abstention <> '' GROUP BY s.abstention",
+        (cycle_id,),
+    ):
+        counts[f"abstained_{row['abstention']}"] = int(row["n"])
     return counts
 
 

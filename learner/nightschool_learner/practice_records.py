@@ -1,8 +1,8 @@
-"""The rows of practice: rollouts, steps, candidates, critiques and pairs.
+"""The rows of practice: rollouts, steps, candidates and pairs.
 
-Owns their SQL. What writes takes a connection inside a transaction, see `writer.py`. A step is written when its
-candidates have run, its comparisons one by one as they are paid for, its pick last; so a killed learner finds
-exactly what it still has to do.
+Owns their SQL; critiques and duels are `comparisons.py`'s. What writes takes a connection inside a transaction, see
+`writer.py`. A step is written when its candidates have run, its comparisons one by one as they are paid for, its pick
+last; so a killed learner finds exactly what it still has to do.
 """
 
 from __future__ import annotations
@@ -16,15 +16,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from nightschool_server.chat import canonical_json
-from nightschool_server.ids import new_id
 from nightschool_server.store.store import Store
 
-from nightschool_learner.critique import Choice, Verdict
+from nightschool_learner.comparisons import Duels, duel_of
+from nightschool_learner.critique import Choice
 
 REFUSED = "refused"
 """Failure of a candidate that calls a tool which practice may not run: no fact against it, but no way on."""
-
-Verdicts = dict[tuple[int, int], Verdict]
 
 
 @dataclass(frozen=True)
@@ -46,6 +44,8 @@ class CandidateRow:
     final: bool
     simulated: bool = False
     """Whether a simulator gave a part of the observation."""
+    images: tuple[str, ...] = ()
+    """sha256 of the images in the observation, in order."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +65,13 @@ class StepRow:
 
 @dataclass(frozen=True)
 class DecidedStep:
-    """A step with its candidates and every comparison made of them."""
+    """A step with its candidates and every duel of them."""
 
     step: StepRow
     task_id: str
     candidates: tuple[CandidateRow, ...]
-    verdicts: Verdicts
-    """By (first, second) position."""
+    duels: Duels
+    """By (lower, higher) position."""
 
     @property
     def simulated(self) -> bool:
@@ -127,11 +127,11 @@ def insert_step(db: sqlite3.Connection, step: StepRow, candidates: Sequence[Cand
     )
     db.executemany(
         "INSERT INTO candidates (id, step_id, position, text, token_ids, logprob, num_samples, observation, "
-        "failure, final, simulated) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "failure, final, simulated, images) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [
             (
                 c.id, step.id, c.position, c.text, canonical_json(list(c.token_ids)), c.logprob, c.num_samples,
-                c.observation, c.failure, int(c.final), int(c.simulated),
+                c.observation, c.failure, int(c.final), int(c.simulated), canonical_json(list(c.images)),
             )
             for c in candidates
         ],
@@ -140,7 +140,10 @@ def insert_step(db: sqlite3.Connection, step: StepRow, candidates: Sequence[Cand
 
 def pick(db: sqlite3.Connection, step_id: str, choice: Choice) -> None:
     """Write a step's choice."""
-    db.execute("UPDATE steps SET picked = ?, picked_by = ? WHERE id = ?", (choice.picked, choice.picked_by, step_id))
+    db.execute(
+        "UPDATE steps SET picked = ?, picked_by = ?, abstention = ? WHERE id = ?",
+        (choice.picked, choice.picked_by, choice.abstention, step_id),
+    )
 
 
 def candidates_of(store: Store, step_id: str) -> list[CandidateRow]:
@@ -149,31 +152,13 @@ def candidates_of(store: Store, step_id: str) -> list[CandidateRow]:
     return [_candidate(row) for row in rows]
 
 
-def insert_critique(db: sqlite3.Connection, step_id: str, first: int, second: int, verdict: Verdict) -> None:
-    """Write one comparison; it is never paid for again."""
-    db.execute(
-        "INSERT INTO critiques (id, step_id, first, second, verdict, margin, raw, prompt_tokens, created_at) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            new_id("crit"), step_id, first, second, verdict.winner, verdict.margin_nats, verdict.raw,
-            verdict.prompt_tokens, time.time(),
-        ),
-    )  # fmt: skip
-
-
-def verdicts_of(store: Store, step_id: str) -> Verdicts:
-    """A step's comparisons by (first, second)."""
-    rows = store.query("SELECT * FROM critiques WHERE step_id = ?", (step_id,))
-    return {(row["first"], row["second"]): _verdict(row) for row in rows}
-
-
 def decided_steps(store: Store, cycle_id: str) -> list[DecidedStep]:
     """Every step of the cycle that facts or the critic decided."""
     return steps_picked_by(store, cycle_id, ("facts", "critic"))
 
 
 def steps_picked_by(store: Store, cycle_id: str, picked_by: Sequence[str]) -> list[DecidedStep]:
-    """The cycle's steps of these kinds with their candidates and comparisons, in the order of slot and step."""
+    """The cycle's steps of these kinds with their candidates and duels, in the order of slot and step."""
     chosen = canonical_json(list(picked_by))
     of_cycle = (
         "FROM steps s JOIN rollouts r ON r.id = s.rollout_id JOIN tasks t ON t.id = r.task_id "
@@ -185,11 +170,11 @@ def steps_picked_by(store: Store, cycle_id: str, picked_by: Sequence[str]) -> li
     )
     for row in rows:
         candidates[row["step_id"]].append(_candidate(row))
-    verdicts: dict[str, Verdicts] = defaultdict(dict)
-    for row in store.query(f"SELECT * FROM critiques WHERE step_id IN (SELECT s.id {of_cycle})", (cycle_id, chosen)):
-        verdicts[row["step_id"]][row["first"], row["second"]] = _verdict(row)
+    duels: dict[str, Duels] = defaultdict(dict)
+    for row in store.query(f"SELECT * FROM duels WHERE step_id IN (SELECT s.id {of_cycle})", (cycle_id, chosen)):
+        duels[row["step_id"]][row["a"], row["b"]] = duel_of(row)
     steps = store.query(f"SELECT s.*, r.task_id {of_cycle} ORDER BY t.slot, s.position", (cycle_id, chosen))
-    return [DecidedStep(_step(row), row["task_id"], tuple(candidates[row["id"]]), verdicts[row["id"]]) for row in steps]
+    return [DecidedStep(_step(row), row["task_id"], tuple(candidates[row["id"]]), duels[row["id"]]) for row in steps]
 
 
 def agreed_steps(store: Store, cycle_id: str) -> list[DecidedStep]:
@@ -217,11 +202,8 @@ def _candidate(row: Mapping[str, Any]) -> CandidateRow:
     values = {key: row[key] for key in CandidateRow.__dataclass_fields__}
     values["token_ids"] = tuple(json.loads(row["token_ids"]))
     values["final"], values["simulated"] = bool(row["final"]), bool(row["simulated"])
+    values["images"] = tuple(json.loads(row["images"]))
     return CandidateRow(**values)
-
-
-def _verdict(row: Mapping[str, Any]) -> Verdict:
-    return Verdict(row["verdict"], row["margin"], row["raw"], row["prompt_tokens"])
 
 
 def drop_steps(db: sqlite3.Connection, rollout_id: str, from_position: int) -> None:

@@ -55,7 +55,14 @@ MAX_TASK_CHARS = 2000
 """The longest task that `parse_written_task` takes."""
 
 _WRITTEN = re.compile(r"picture: (?P<picture>none|\d+)\ntask: (?P<prompt>[^\n]+)")
-_MARKUP = re.compile(r"<(?=/?data>|\||/?image>|fake_token_around_image>|global-img>)")
+_MARKUP = re.compile(
+    r"[<\uff1c\ufe64]\s*(?=/?\s*data\b|\||/?\s*image\b|/?\s*s\s*>|fake_token_around_image\b|global-img\b"
+    r"|(?:start|end)_of_(?:turn|utterance)\b)",
+    re.IGNORECASE,
+)
+"""What opens or closes a fence, a turn or an image, also in capitals, in other widths and with spaces."""
+_INVISIBLE = re.compile("[\u00ad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\U000e0000-\U000e007f]")
+"""Characters that a person does not see and a model reads: joiners, direction marks, tags."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,8 @@ class CandidateView:
     """The assistant's raw text, tool calls included."""
     observation: str
     """What the tools gave back; empty for a final answer."""
+    images: tuple[str, ...] = ()
+    """sha256 of each image that the tools gave back."""
 
 
 @dataclass(frozen=True)
@@ -91,19 +100,39 @@ def critic_messages(
 ) -> tuple[Message, ...]:
     """Ask which of two steps is better; the answer is FIRST or SECOND.
 
-    `images` are the task's, by sha256; `history` is what came after the task's own message.
+    `images` are the task's, by sha256; `history` is what came after the task's own message. Images that tools gave back
+    follow the task's, in the order in which their observations are shown, and are marked there.
     """
+    pictures = Pictures(images)
+    so_far = "\n".join(as_data(pictures.mark(message.images) + write_turn(message)) for message in history)
     candidates = "\n".join(
         CRITIC_CANDIDATE.format(
-            letter=letter, action=as_data(view.action), observation=as_data(view.observation) or FINAL
+            letter=letter,
+            action=as_data(view.action),
+            observation=as_data(pictures.mark(view.images) + view.observation) or FINAL,
         )
         for letter, view in ((FIRST, first), (SECOND, second))
     )
-    so_far = "\n".join(as_data(_write_turn(message)) for message in history) or NO_HISTORY
-    return (
-        system(CRITIC_SYSTEM),
-        user(CRITIC_TASK.format(task=as_data(task), history=so_far, candidates=candidates), images),
-    )
+    asked = CRITIC_TASK.format(task=as_data(task), history=so_far or NO_HISTORY, candidates=candidates)
+    return system(CRITIC_SYSTEM), user(asked, pictures.shown)
+
+
+class Pictures:
+    """The pictures of a prompt in their order, and the marks that tell which belongs to what."""
+
+    def __init__(self, of_task: Sequence[str]) -> None:
+        self._shown = list(of_task)
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """sha256 of each, in order."""
+        return tuple(self._shown)
+
+    def mark(self, images: Sequence[str]) -> str:
+        """Show `images` after those before; empty where there is none."""
+        first = len(self._shown) + 1
+        self._shown += images
+        return "".join(f"[picture {number}] " for number in range(first, len(self._shown) + 1))
 
 
 def writer_messages(tools: Sequence[ToolSpec], seeds: Sequence[SeedView]) -> tuple[Message, ...]:
@@ -159,11 +188,25 @@ def as_data(text: str) -> str:
     return _MARKUP.sub("< ", text).strip()
 
 
+def visible(text: str) -> str:
+    """`text` without the characters that nobody sees."""
+    return _INVISIBLE.sub("", text)
+
+
+def shorten(text: str, max_chars: int) -> str:
+    """`text`, its middle left out where it is longer: both the beginning and the end say what it is."""
+    if len(text) <= max_chars:
+        return text
+    half = max_chars // 2
+    return f"{text[:half]}\n[{len(text) - 2 * half} characters left out]\n{text[-half:]}"
+
+
 def _parameters(tool: ToolSpec) -> list[str]:
     return list(tool.schema.get("properties", {}))
 
 
-def _write_turn(message: Message) -> str:
+def write_turn(message: Message) -> str:
+    """A turn on one line, who said it first; the pictures of a person's turn are `[image]`."""
     written: list[str] = []
     for part in message.parts:
         match part:

@@ -12,6 +12,7 @@ from typing import Any
 from nightschool_server.store.store import Store
 
 from nightschool_learner import records
+from nightschool_learner.endpoint_records import cost_report
 
 REPORT_FILE = "report.json"
 
@@ -35,7 +36,7 @@ def write_missing(cycles: Path, store: Store) -> None:
 
 
 def build(store: Store, cycle_id: str) -> dict[str, Any]:
-    """The report: the cycle, its funnel, every stage with counts and seconds, the evaluation."""
+    """The report: the cycle, its funnel, every stage with counts and seconds, what endpoints cost, the evaluation."""
     cycle = dict(
         store.query(
             "SELECT id, state, trigger, reason, outcome, seed, incumbent, candidate, num_resumes, created_at, "
@@ -54,6 +55,7 @@ def build(store: Store, cycle_id: str) -> dict[str, Any]:
         "cycle": cycle,
         "funnel": _funnel(store, cycle_id),
         "stages": stages,
+        "endpoints": cost_report(store, cycle_id),
         "evaluation": dict(evaluations[0]) if evaluations else None,
     }
 

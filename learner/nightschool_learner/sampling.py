@@ -72,6 +72,8 @@ class Samples:
 
     answers: tuple[Sample, ...]
     num_prompt_tokens: int
+    num_completion_tokens: int = 0
+    """Of all answers together."""
 
 
 def derive_seed(cycle_seed: int, *what: str | int) -> int:
@@ -103,7 +105,7 @@ async def patiently(cycle: Cycle, call: Callable[[], Awaitable[T]]) -> T:
     """
     delay_s, given_up_at = FIRST_DELAY_S, None
     while True:
-        await _until_resumed(cycle)
+        await until_resumed(cycle)
         try:
             return await call()
         except AWAY as error:
@@ -167,7 +169,8 @@ class PracticeSampler:
             raise ContextOverflowError(error.field or "messages", error.message) from error
         except nightschool.InvalidRequestError as error:
             raise InvalidRequestError(error.field or "messages", error.message) from error
-        return Samples(tuple(_sample(answer) for answer in reply.answers), reply.usage.prompt_tokens)
+        answers = tuple(_sample(answer) for answer in reply.answers)
+        return Samples(answers, reply.usage.prompt_tokens, sum(len(answer.token_ids) for answer in answers))
 
 
 @dataclass(frozen=True)
@@ -190,7 +193,8 @@ class AdapterSampler:
             )
 
 
-async def _until_resumed(cycle: Cycle) -> None:
+async def until_resumed(cycle: Cycle) -> None:
+    """Return when the learner is not paused. Raises CycleCancelledError."""
     while not cycle.resumed.is_set() and not cycle.cancelled.is_set():
         waits = [asyncio.create_task(cycle.resumed.wait()), asyncio.create_task(cycle.cancelled.wait())]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)

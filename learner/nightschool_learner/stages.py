@@ -131,8 +131,8 @@ class Cycle:
         return self.home.cycles / self.id
 
     def adapter_of(self, role: str) -> str:
-        """The adapter that plays a role of the configuration: `base`, or `active`, the incumbent."""
-        return self.incumbent if role == "active" else "base"
+        """The adapter that a role's configuration names: `active` is the incumbent, anything else a name."""
+        return self.incumbent if role == "active" else role
 
     def check(self) -> None:
         """Raise CycleCancelledError where the cycle was cancelled; call it between units."""

@@ -21,9 +21,10 @@ from nightschool_server.engine import Prompt, Sampling
 from nightschool_server.errors import ContextOverflowError
 
 from nightschool_learner import seed_records
-from nightschool_learner.errors import NothingToLearnError
+from nightschool_learner.errors import EndpointError, NothingToLearnError
 from nightschool_learner.parallel import for_each
 from nightschool_learner.prompts import SeedView, WrittenTask, parse_written_task, writer_messages
+from nightschool_learner.roles import Model, open_role
 from nightschool_learner.sampling import AnswerSampler, PracticeSampler, derive_seed
 from nightschool_learner.screening import HeldOut, TaskKey, held_out_of, task_key
 from nightschool_learner.seed_records import KEPT, Attempt, Seed, TaskRow, contents_of
@@ -93,8 +94,7 @@ class Author:
     tools: tuple[ToolSpec, ...]
     seeds: Sequence[Seed]
     screen: Screen
-    sampler: AnswerSampler
-    adapter: str
+    model: Model
 
     async def fill(self, slot: int) -> tuple[TaskRow, list[Attempt], list[Seed]]:
         """Write the task of one slot."""
@@ -111,13 +111,16 @@ class Author:
                 seed=derive_seed(self.cycle_seed, "write", slot, attempt),
             )
             try:
-                samples = await self.sampler.sample(prompt, sampling, adapter=self.adapter)
+                samples = await self.model.sampler.sample(prompt, sampling, adapter=self.model.adapter)
             except ContextOverflowError as error:
                 attempts.append(Attempt(str(error), "overflow", 0))
                 break
+            except EndpointError as error:
+                attempts.append(Attempt(str(error), "unavailable", 0))
+                continue
             answer = samples.answers[0]
             text, brings, verdict = self._read(answer.text, views, examples)
-            attempts.append(Attempt(answer.text, verdict, len(answer.token_ids)))
+            attempts.append(Attempt(answer.text, verdict, samples.num_completion_tokens or len(answer.token_ids)))
             if verdict == KEPT:
                 break
         task = seed_records.new_task(slot, text, brings.images, attempts[-1].verdict, brings.files)
@@ -149,17 +152,16 @@ class SynthesizeStage:
         done = {task.slot: task for task in seed_records.tasks_of(cycle.store, cycle.id)}
         progress.begin(config.num_tasks, len(done), seed_records.writer_counts(cycle.store, cycle.id))
         screen = Screen(config, held_out_of(cycle.app), known_tasks(cycle, done.values()))
-        author = Author(
-            cycle_seed=cycle.seed,
-            config=config,
-            tools=cycle.tools,
-            seeds=seed_records.seeds_of(cycle.store, cycle.id),
-            screen=screen,
-            sampler=self.make_sampler(cycle),
-            adapter=cycle.adapter_of(config.adapter),
-        )
-
-        async with Writer(cycle.store) as writer:
+        playing = open_role(cycle, "writer", config, self.make_sampler(cycle))
+        async with Writer(cycle.store) as writer, playing as model:
+            author = Author(
+                cycle_seed=cycle.seed,
+                config=config,
+                tools=cycle.tools,
+                seeds=seed_records.seeds_of(cycle.store, cycle.id),
+                screen=screen,
+                model=model,
+            )
 
             async def fill(slot: int) -> None:
                 task, attempts, examples = await author.fill(slot)

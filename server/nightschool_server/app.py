@@ -31,14 +31,14 @@ from nightschool_server.chat import ToolSpec
 from nightschool_server.errors import AppError
 from nightschool_server.evaluation_set import EvaluationSet, EvaluationTask, is_correct, read_evaluation
 from nightschool_server.mcp.server import McpServer
+from nightschool_server.scorer import SCORER_TOOL, ScoredStep, Scorer
 from nightschool_server.tools.content import ToolFile, ToolImage
 from nightschool_server.tools.effects import Effect
 from nightschool_server.tools.tool import Tool, ToolContext, tool
 
 __all__ = [
-    "App", "AppError", "Effect", "EvaluationSet", "EvaluationTask", "McpServer", "Tool", "ToolContext", "ToolFile",
-    "ToolImage",
-    "is_correct", "load_app", "load_evaluation", "tool",
+    "App", "AppError", "Effect", "EvaluationSet", "EvaluationTask", "McpServer", "ScoredStep", "Tool", "ToolContext",
+    "ToolFile", "ToolImage", "is_correct", "load_app", "load_evaluation", "tool",
 ]  # fmt: skip
 
 
@@ -65,10 +65,14 @@ class App:
     unsafe: Sequence[str] = ()
     """Regular expressions of what must not be done. The gate holds them against every call of an evaluation, written
     `name {"argument": ...}`, and against final answers; a candidate that does more of it is not promoted."""
+    scorer: Scorer = field(default_factory=Scorer)
+    """Scores candidates for the critic, see `scorer.py`: a function here, or one under `@app.scorer`."""
 
     def __post_init__(self) -> None:
         for name in ("tools", "mcp", "tool_order", "unsafe"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        if not isinstance(self.scorer, Scorer):
+            object.__setattr__(self, "scorer", Scorer(self.scorer))
         if not self.name.strip():
             raise AppError("App(name=...) is empty: give the application a name")
         if not 1 <= self.max_steps <= 100:
@@ -92,6 +96,8 @@ class App:
 
     def tool(self, name: str) -> Tool | None:
         """The tool of that name."""
+        if name == SCORER_TOOL:
+            return self.scorer.tool
         return next((tool for tool in self.tools if tool.spec.name == name), None)
 
     def simulator(self, name: str) -> Tool | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ def with_tasks(store: Store, *prompts: str, overrides: tuple[str, ...] = ()) -> 
 
 
 def stage(sampler: FakeSampler, critic: FakeCritic | None = None) -> ExploreStage:
-    return ExploreStage(lambda cycle: sampler, lambda cycle, _: critic or FakeCritic())
+    return ExploreStage(lambda cycle: sampler, lambda cycle, _: nullcontext(critic or FakeCritic()))
 
 
 def observations(prompt: Prompt) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,7 @@ async def explored(store: Store, *overrides: str) -> Cycle:
     cycle = cycle_on(store, *overrides)
     with store.transaction() as db:
         insert_task(db, cycle.id, new_task(0, "What is this mug?", (PICTURE,), KEPT), [], [])
-    await ExploreStage(lambda cycle: FakeSampler(answer), lambda cycle, _: FakeCritic()).run(cycle)
+    await ExploreStage(lambda cycle: FakeSampler(answer), lambda cycle, _: nullcontext(FakeCritic())).run(cycle)
     return cycle
 
 
@@ -90,7 +91,7 @@ async def test_steps_without_a_choice_become_anchors_where_the_rollout_found_an_
             return "yes"
         return MUG if "ever" in asked else answer(prompt, sampling, index)
 
-    await ExploreStage(lambda cycle: FakeSampler(said), lambda cycle, _: FakeCritic()).run(cycle)
+    await ExploreStage(lambda cycle: FakeSampler(said), lambda cycle, _: nullcontext(FakeCritic())).run(cycle)
     await PairsStage().run(cycle)
     (row,) = [json.loads(line) for line in (cycle.folder / "anchors.jsonl").read_text().splitlines()]
     assert row["prompt"][1]["content"] == "Is the sea blue?"
@@ -123,7 +124,7 @@ async def test_what_rests_on_a_simulated_observation_is_trained_on_only_where_th
             return BOOK if index != 1 else "no"
         return "done" if index else "it is done"
 
-    await ExploreStage(lambda cycle: FakeSampler(said), lambda cycle, _: FakeCritic()).run(cycle)
+    await ExploreStage(lambda cycle: FakeSampler(said), lambda cycle, _: nullcontext(FakeCritic())).run(cycle)
     await PairsStage().run(cycle)
     pairs = [json.loads(line) for line in (cycle.folder / "pairs.jsonl").read_text().splitlines()]
     anchors = [json.loads(line) for line in (cycle.folder / "anchors.jsonl").read_text().splitlines()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,9 @@ async def test_every_candidate_has_the_tasks_files_in_a_fork_of_its_own(store: S
         return seen[-1] if sampling.n == 1 else f"{seen[-1]} or {index}"
 
     sampler = FakeSampler(answer)
-    await ExploreStage(lambda cycle: sampler, lambda cycle, _: FakeCritic()).run(with_task(store, blob(store)))
+    await ExploreStage(lambda cycle: sampler, lambda cycle, _: nullcontext(FakeCritic())).run(
+        with_task(store, blob(store))
+    )
     shown = chat.template_messages(sampler.calls[0][0].messages)[-1]["content"]
     assert shown == "[file: numbers.txt, text/plain, 5 bytes]\nAdd up numbers.txt"
     rows = store.query("SELECT c.observation, s.position FROM candidates c JOIN steps s ON s.id = c.step_id")
@@ -138,7 +141,7 @@ async def test_a_tasks_files_stay_while_it_does_and_a_task_without_them_fails(st
     store.blob_path(file.sha256).unlink()
     sampler = FakeSampler(lambda *_: "42")
     with pytest.raises(Exception, match="no step had two different actions"):
-        await ExploreStage(lambda cycle: sampler, lambda cycle, _: FakeCritic()).run(cycle)
+        await ExploreStage(lambda cycle: sampler, lambda cycle, _: nullcontext(FakeCritic())).run(cycle)
     assert store.query("SELECT state, outcome FROM rollouts") == [{"state": "failed", "outcome": "invalid_files"}]
     assert sampler.calls == []
 
@@ -154,7 +157,7 @@ async def test_pairs_behind_a_tools_image_train_with_it(store: Store) -> None:
     cycle = with_task(store)
     sampler = FakeSampler(charts)
     critic = FakeCritic()
-    await ExploreStage(lambda cycle: sampler, lambda cycle, _: critic).run(cycle)
+    await ExploreStage(lambda cycle: sampler, lambda cycle, _: nullcontext(critic)).run(cycle)
     await PairsStage().run(cycle)
     sha256 = hashlib.sha256(png((9, 9))).hexdigest()
     last = sampler.calls[-1][0]
@@ -171,16 +174,18 @@ async def test_pairs_behind_a_tools_image_train_with_it(store: Store) -> None:
     assert pair.prompt_ids == served.token_ids.tolist(), "the tokens that were served"
     context, first, second = critic.calls[-1]
     asked = critic_messages(context.task, context.images, context.history, first, second)[1].text
-    assert "tool: [image]\nthe chart" in asked
+    assert "[picture 1] tool: [image]\nthe chart" in asked
+    chart = store.query("SELECT images FROM candidates WHERE observation <> '' LIMIT 1")
+    assert json.loads(chart[0]["images"]) == [sha256], "the critic can be shown what a candidate's tool gave back"
 
 
 async def test_a_resumed_rollout_finds_the_image_again(store: Store) -> None:
     cycle = with_task(store)
-    await ExploreStage(lambda cycle: FakeSampler(charts), lambda cycle, _: FakeCritic()).run(cycle)
+    await ExploreStage(lambda cycle: FakeSampler(charts), lambda cycle, _: nullcontext(FakeCritic())).run(cycle)
     with store.transaction() as db:
         db.execute("UPDATE rollouts SET state = 'running', outcome = ''")
     sampler = FakeSampler(lambda *_: "asked again")
-    await ExploreStage(lambda cycle: sampler, lambda cycle, _: FakeCritic()).run(cycle)
+    await ExploreStage(lambda cycle: sampler, lambda cycle, _: nullcontext(FakeCritic())).run(cycle)
     assert sampler.calls == [], "the drawn chart is the recorded one: every step is replayed"
     assert store.query("SELECT outcome FROM rollouts") == [{"outcome": "answered"}]
 

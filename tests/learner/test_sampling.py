@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 from nightschool import AsyncClient, LearningPolicy
-from nightschool_learner.critics import ServedCritic
+from nightschool_learner.critics import Judge
 from nightschool_learner.critique import Context
 from nightschool_learner.prompts import CandidateView
+from nightschool_learner.roles import Model
 from nightschool_learner.sampling import AdapterSampler, PracticeSampler
 from nightschool_learner.stages import Cycle
 from nightschool_server.chat import user
+from nightschool_server.config.roles import CriticConfig
 from nightschool_server.engine import Prompt, Sampling
 from nightschool_server.errors import ContextOverflowError, InvalidRequestError
 from nightschool_server.home import Home
@@ -103,7 +105,7 @@ async def test_the_agent_loop_samples_through_the_same_door(cycle: Cycle) -> Non
 
 
 async def test_the_served_critic_reads_its_margin_from_the_odds(cycle: Cycle) -> None:
-    critic = ServedCritic(PracticeSampler(cycle), "base")
+    critic = Judge(Model(PracticeSampler(cycle), "base", "served/base", True, True), CriticConfig(max_chars=10**6))
     context = Context("What does one mug cost?", (), ())
     good, bad = CandidateView("12", ""), CandidateView("nothing at all", "")
     verdicts = [await critic.compare(context, good, bad), await critic.compare(context, good, bad)]
@@ -115,6 +117,6 @@ async def test_the_served_critic_reads_its_margin_from_the_odds(cycle: Cycle) ->
 
 
 async def test_a_critic_s_prompt_that_does_not_fit_is_no_verdict(cycle: Cycle) -> None:
-    critic = ServedCritic(PracticeSampler(cycle), "base")
+    critic = Judge(Model(PracticeSampler(cycle), "base", "served/base", True, True), CriticConfig(max_chars=10**6))
     view = CandidateView("word " * 20_000, "")
     assert (await critic.compare(Context("task", (), ()), view, view)).winner == "invalid"

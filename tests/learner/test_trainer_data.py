@@ -26,6 +26,7 @@ from nightschool_server.chat import (
     system,
     template_messages,
     template_tools,
+    tool_result,
     user,
 )
 from nightschool_server.engine import GenerateRequest, Prompt, Sampling
@@ -192,3 +193,11 @@ def test_template_messages_are_read_back() -> None:
     assert parse_tools(template_tools([CALCULATOR])) == (CALCULATOR,)
     assert parse_tools(None) == ()
     assert isinstance(Prompt(messages), Prompt)
+
+
+def test_ids_that_a_template_asks_for_come_back() -> None:
+    call = ToolCall("call00000", "price", '{"item": "mug"}')
+    messages = (user("?"), Message("assistant", (Text("I look."), call)), tool_result(call, "7"))
+    written = template_messages(messages)
+    assert (written[1]["tool_calls"][0]["id"], written[2]["tool_call_id"]) == ("call00000", "call00000")
+    assert parse_messages(written, []) == messages

@@ -185,6 +185,7 @@ def practise(store: Store, cycle_id: str, seed: str, *, simulated: bool = False)
         slot=len(store.query("SELECT 1 FROM tasks")),
         prompt="How much is a mug?",
         images="[]",
+        files=chat.canonical_json([chat.file_to_dict(chat.File("a.csv", "text/csv", 3, "0" * 64))]),
         state="kept",
         raw="",
         created_at=now,
@@ -235,6 +236,7 @@ async def test_tasks_and_pairs_are_listed_and_exported_for_trl(wire: Stubs, serv
     tasks = await wire.admin.ListTasks(admin_pb2.ListTasksRequest(cycle_id=cycle.id), metadata=server.admin)
     assert (tasks.tasks[0].id, tasks.tasks[0].state) == (task, "kept")
     assert list(tasks.tasks[0].seed_request_ids) == [seed]
+    assert [(file.name, file.size_bytes) for file in tasks.tasks[0].files] == [("a.csv", 3)]
     page = await wire.admin.ListPairs(admin_pb2.ListPairsRequest(page_size=1), metadata=server.admin)
     assert [(p.prompt, p.chosen, p.rejected, p.margin) for p in page.pairs] == [
         ("How much is a mug?", "It costs 3.", "I do not know.", 2.5)

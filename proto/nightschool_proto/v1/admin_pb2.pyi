@@ -1269,6 +1269,7 @@ class Task(google.protobuf.message.Message):
     SEED_REQUEST_IDS_FIELD_NUMBER: builtins.int
     CREATED_AT_FIELD_NUMBER: builtins.int
     NUM_SIMULATED_FIELD_NUMBER: builtins.int
+    FILES_FIELD_NUMBER: builtins.int
     id: builtins.str
     cycle_id: builtins.str
     prompt: builtins.str
@@ -1284,6 +1285,10 @@ class Task(google.protobuf.message.Message):
 
     @property
     def created_at(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    @property
+    def files(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[nightschool_proto.v1.content_pb2.File]:
+        """In its workspace when it begins, by sha256."""
+
     def __init__(
         self,
         *,
@@ -1295,9 +1300,10 @@ class Task(google.protobuf.message.Message):
         seed_request_ids: collections.abc.Iterable[builtins.str] | None = ...,
         created_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         num_simulated: builtins.int = ...,
+        files: collections.abc.Iterable[nightschool_proto.v1.content_pb2.File] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["created_at", b"created_at"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["created_at", b"created_at", "cycle_id", b"cycle_id", "id", b"id", "image_sha256", b"image_sha256", "num_simulated", b"num_simulated", "prompt", b"prompt", "seed_request_ids", b"seed_request_ids", "state", b"state"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["created_at", b"created_at", "cycle_id", b"cycle_id", "files", b"files", "id", b"id", "image_sha256", b"image_sha256", "num_simulated", b"num_simulated", "prompt", b"prompt", "seed_request_ids", b"seed_request_ids", "state", b"state"]) -> None: ...
 
 global___Task = Task
 

@@ -8,7 +8,6 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from nightschool_server.config.practice import (
-    CriticConfig,
     ExploreConfig,
     FaultInjectionConfig,
     PairsConfig,
@@ -16,6 +15,7 @@ from nightschool_server.config.practice import (
     SeedsConfig,
     SynthesizeConfig,
 )
+from nightschool_server.config.roles import CriticConfig
 from nightschool_server.config.training import EvaluateConfig, GateConfig, PromoteConfig, TrainConfig
 from nightschool_server.errors import ConfigError
 

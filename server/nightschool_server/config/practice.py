@@ -1,21 +1,21 @@
 """Settings of the learner's practice: when it runs, what it learns from, how it tries and judges.
 
 Owns the sections of `[learner]` from scheduling to pairs; `config.py` puts them together, training and the
-gate have theirs. Every field is documented once, under it.
+gate have theirs, and what every role of a model has is in `roles.py`. Every field is documented once, under it.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from nightschool_server.config.roles import RoleConfig
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 Temperature = Annotated[float, Field(ge=0, le=4)]
 TopP = Annotated[float, Field(gt=0, le=1)]
-AdapterRole = Literal["base", "active"]
-"""`base`: the model without an adapter. `active`: the incumbent of the cycle."""
 
 
 class _Section(BaseModel):
@@ -50,8 +50,8 @@ class SeedsConfig(_Section):
     """Share of all sessions, by hash of their id, that are kept back for evaluation and never learned from."""
 
 
-class SynthesizeConfig(_Section):
-    """How new tasks are written."""
+class SynthesizeConfig(RoleConfig):
+    """Who writes new tasks, and how."""
 
     num_tasks: Positive = 150
     """Slots of a cycle; a slot becomes one task or none."""
@@ -61,8 +61,6 @@ class SynthesizeConfig(_Section):
     """Seeds that the writer is shown."""
     max_attempts: Positive = 4
     """Answers of the writer for one slot before it is given up."""
-    adapter: AdapterRole = "base"
-    """Who writes."""
     temperature: Temperature = 1.0
     top_p: TopP = 0.95
     max_tokens: Positive = 128
@@ -90,36 +88,6 @@ class ExploreConfig(_Section):
     """Rollouts in flight."""
     num_tool_workers: Positive = 2
     """Processes that run tools for them."""
-
-
-class EndpointConfig(_Section):
-    """An OpenAI-compatible endpoint."""
-
-    base_url: str = ""
-    """E.g. https://api.example.com/v1."""
-    model: str = ""
-    key_env: str = "OPENAI_API_KEY"
-    """Name of the environment variable that holds the key; the key itself is never in a file."""
-    timeout_s: Annotated[float, Field(gt=0)] = 60.0
-    """Of one call."""
-    max_retries: Annotated[int, Field(ge=0)] = 3
-
-
-class CriticConfig(_Section):
-    """Who compares two candidates, and when the verdict counts."""
-
-    kind: Literal["served", "endpoint"] = "served"
-    adapter: AdapterRole = "base"
-    """Of the served model: the judge stays the same while the policy learns."""
-    margin_nats: Annotated[float, Field(ge=0)] = 1.0
-    """The winner's log odds, in either order, must reach this; else the critic abstains."""
-    endpoint: EndpointConfig = EndpointConfig()
-
-    @model_validator(mode="after")
-    def _endpoint_is_named(self) -> Self:
-        if self.kind == "endpoint" and not (self.endpoint.base_url and self.endpoint.model):
-            raise ValueError("kind = 'endpoint' needs endpoint.base_url and endpoint.model")
-        return self
 
 
 class PairsConfig(_Section):

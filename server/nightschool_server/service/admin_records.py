@@ -16,9 +16,10 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message
 from nightschool_proto.v1 import admin_pb2
 
+from nightschool_server.chat import file_from_dict
 from nightschool_server.errors import UnknownCycleError
 from nightschool_server.service.pages import Page
-from nightschool_server.service.wire_replies import timestamp
+from nightschool_server.service.wire_replies import file_to_proto, timestamp
 from nightschool_server.store.store import Store
 
 Row = Mapping[str, Any]
@@ -164,4 +165,5 @@ def _task(row: Row) -> admin_pb2.Task:
         seed_request_ids=json.loads(row["seeds"]),
         created_at=timestamp(row["created_at"]),
         num_simulated=row["num_simulated"],
+        files=[file_to_proto(file_from_dict(file)) for file in json.loads(row["files"])],
     )
