@@ -8,13 +8,19 @@ line is JSON.
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+if not __package__:
+    # As a script: its folder's names (logging) must not hide packages.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import argparse
 import asyncio
 import json
 import statistics
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 from nightschool_server.config.code import CodeConfig
