@@ -1512,11 +1512,14 @@ class PairDetail(google.protobuf.message.Message):
     SAMPLED_BY_FIELD_NUMBER: builtins.int
     TRAINED_FIELD_NUMBER: builtins.int
     CREATED_AT_FIELD_NUMBER: builtins.int
+    DECIDED_BY_FIELD_NUMBER: builtins.int
     task_prompt: builtins.str
     sampled_by: builtins.str
     """Who sampled: an adapter's name, "base" for none."""
     trained: builtins.str
     """The adapter that was trained on it; empty where none was."""
+    decided_by: builtins.str
+    """facts, or the component of the critic that decided between the two: judge, scorer, ..."""
     @property
     def pair(self) -> global___Pair: ...
     @property
@@ -1550,9 +1553,10 @@ class PairDetail(google.protobuf.message.Message):
         sampled_by: builtins.str = ...,
         trained: builtins.str = ...,
         created_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        decided_by: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["chosen", b"chosen", "created_at", b"created_at", "pair", b"pair", "rejected", b"rejected"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["chosen", b"chosen", "created_at", b"created_at", "messages", b"messages", "pair", b"pair", "rejected", b"rejected", "sampled_by", b"sampled_by", "seed_request_ids", b"seed_request_ids", "task_prompt", b"task_prompt", "trained", b"trained", "verdicts", b"verdicts"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["chosen", b"chosen", "created_at", b"created_at", "decided_by", b"decided_by", "messages", b"messages", "pair", b"pair", "rejected", b"rejected", "sampled_by", b"sampled_by", "seed_request_ids", b"seed_request_ids", "task_prompt", b"task_prompt", "trained", b"trained", "verdicts", b"verdicts"]) -> None: ...
 
 global___PairDetail = PairDetail
 
