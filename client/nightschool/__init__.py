@@ -20,6 +20,7 @@ from nightschool.content import (
     Priority,
     Reply,
     Role,
+    Scores,
     Started,
     StreamEvent,
     TaskEvent,
@@ -60,6 +61,7 @@ from nightschool.errors import (
 )
 from nightschool.pair_records import PairDetail, PairSide, PairVerdict
 from nightschool.records import (
+    Ability,
     Adapter,
     AdapterState,
     Cycle,
@@ -90,6 +92,7 @@ from nightschool.tools import Tool
 
 __all__ = [
     "NO_RETRIES",
+    "Ability",
     "AbortedError",
     "Adapter",
     "AdapterFormatError",
@@ -144,6 +147,7 @@ __all__ = [
     "RouteChange",
     "RunChunk",
     "SampledResult",
+    "Scores",
     "Spread",
     "Stage",
     "StageState",

@@ -18,13 +18,21 @@ from nightschool.blocking import blocking
 from nightschool.blocking_transport import BlockingTransport
 from nightschool.caller import Caller
 from nightschool.config import DEFAULT_TIMEOUT_S, Settings, Tls, resolve
-from nightschool.content import File, Model, Reply
+from nightschool.content import File, Model, Reply, Scores
 from nightschool.convert import from_proto
 from nightschool.errors import InvalidRequestError
 from nightschool.files import FileLike, download, local_file, local_files, upload
 from nightschool.messages import MessagesLike
-from nightschool.methods import GENERATE, LIST_MODELS, RECORD_FEEDBACK
-from nightschool.options import GenerateOptions, TaskOptions, generate_request, new_request_id, task_request
+from nightschool.methods import GENERATE, LIST_MODELS, RECORD_FEEDBACK, SCORE
+from nightschool.options import (
+    GenerateOptions,
+    ScoreOptions,
+    TaskOptions,
+    generate_request,
+    new_request_id,
+    score_request,
+    task_request,
+)
 from nightschool.retry import RetryPolicy
 from nightschool.streams import AsyncStream, Stream
 from nightschool.tasks import AsyncTaskRun, TaskRun
@@ -83,6 +91,14 @@ class AsyncClient:
     def stream(self, messages: MessagesLike, **options: Unpack[GenerateOptions]) -> AsyncStream:
         """One model call as it is sampled: iterate over the text, then read `.reply`. Options as for `generate`."""
         return AsyncStream(self._caller, generate_request(messages, options), options.get("timeout_s"))
+
+    async def score(self, messages: MessagesLike, continuation: str, **options: Unpack[ScoreOptions]) -> Scores:
+        """How likely `continuation` is as the answer to `messages`; nothing is sampled, nothing is logged.
+
+        Options (all optional): tools, adapter, priority, timeout_s.
+        """
+        request = score_request(messages, continuation, options)
+        return from_proto(Scores, await self._caller.unary(SCORE, request, options.get("timeout_s")))
 
     def run_task(self, task: MessagesLike, **options: Unpack[TaskOptions]) -> AsyncTaskRun:
         """Let the server's agent do a task: iterate over its events, or take `.result()`.
@@ -187,6 +203,7 @@ class Client:
         return self._inner.settings
 
     generate = blocking(AsyncClient.generate)
+    score = blocking(AsyncClient.score)
     feedback = blocking(AsyncClient.feedback)
     upload = blocking(AsyncClient.upload)
     download = blocking(AsyncClient.download)

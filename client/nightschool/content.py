@@ -226,6 +226,22 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Scores:
+    """How likely a given answer is."""
+
+    adapter: str
+    tokens: Tokens | None
+    """Of the answer."""
+    num_prompt_tokens: int
+
+    @property
+    def nats_per_token(self) -> float:
+        """Negative log-likelihood of the answer, mean over its tokens."""
+        assert self.tokens is not None, "every score has its tokens"
+        return -sum(self.tokens.logprobs) / len(self.tokens.logprobs)
+
+
+@dataclass(frozen=True)
 class Reply:
     """What one model call gave."""
 

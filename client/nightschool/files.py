@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import io
 import os
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,13 +129,14 @@ def _path_of(file: File, to: Path) -> Path:
 @contextlib.contextmanager
 def _whole(path: Path) -> Iterator[BinaryIO]:
     """A file that takes its place when the block ends well, and is gone otherwise."""
-    descriptor, name = tempfile.mkstemp(prefix=".download-", dir=path.parent)
+    # `tempfile` would cost every import of this package some milliseconds.
+    partial = path.parent / f".download-{os.urandom(8).hex()}"
     try:
-        with os.fdopen(descriptor, "wb") as target:
+        with partial.open("xb") as target:
             yield target
-        Path(name).replace(path)
+        partial.replace(path)
     finally:
-        Path(name).unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
 
 
 async def _receive(caller: Caller, sha256: str, target: BinaryIO, timeout_s: float | None) -> None:

@@ -33,6 +33,7 @@ _ADMIN = "/nightschool.v1.AdminService"
 
 GENERATE = Method(f"{_AGENT}/Generate", agent_pb2.GenerateRequest, agent_pb2.GenerateResponse)
 STREAM_GENERATE = Method(f"{_AGENT}/StreamGenerate", agent_pb2.GenerateRequest, agent_pb2.StreamGenerateResponse)
+SCORE = Method(f"{_AGENT}/Score", agent_pb2.ScoreRequest, agent_pb2.ScoreResponse)
 RUN_TASK = Method(f"{_AGENT}/RunTask", agent_pb2.RunTaskRequest, agent_pb2.RunTaskResponse)
 RECORD_FEEDBACK = Method(f"{_AGENT}/RecordFeedback", agent_pb2.RecordFeedbackRequest, agent_pb2.RecordFeedbackResponse)
 UPLOAD_BLOB = Method(f"{_AGENT}/UploadBlob", agent_pb2.UploadBlobRequest, agent_pb2.UploadBlobResponse)

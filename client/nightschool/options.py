@@ -101,6 +101,18 @@ def new_request_id() -> str:
     return f"req_{secrets.token_hex(12)}"
 
 
+class ScoreOptions(TypedDict, total=False):
+    """Options of `score`."""
+
+    tools: Sequence[ToolLike]
+    """Python functions or `Tool`s that the prompt names."""
+    adapter: str | None
+    """Pins the call to an adapter by name, "base" for none."""
+    priority: Priority | str | None
+    """live or practice; practice needs the admin scope."""
+    timeout_s: float | None
+
+
 def generate_request(messages: MessagesLike, options: GenerateOptions) -> agent_pb2.GenerateRequest:
     """The request of `Generate` and `StreamGenerate`."""
     _check_names(options, GenerateOptions)
@@ -114,6 +126,18 @@ def generate_request(messages: MessagesLike, options: GenerateOptions) -> agent_
         learning_policy=_chosen(POLICIES, options.get("learning"), "learning"),
         priority=_chosen(PRIORITIES, options.get("priority"), "priority"),
         tool_choice=_chosen(TOOL_CHOICES, options.get("tool_choice"), "tool_choice"),
+    )
+
+
+def score_request(messages: MessagesLike, continuation: str, options: ScoreOptions) -> agent_pb2.ScoreRequest:
+    """The request of `Score`."""
+    _check_names(options, ScoreOptions)
+    return agent_pb2.ScoreRequest(
+        messages=messages_of(messages),
+        tools=[tool.proto() for tool in tools_of(options.get("tools", ()))],
+        continuation=continuation,
+        adapter=options.get("adapter") or "",
+        priority=_chosen(PRIORITIES, options.get("priority"), "priority"),
     )
 
 

@@ -14,6 +14,7 @@ from enum import StrEnum
 from nightschool.content import File
 
 __all__ = [
+    "Ability",
     "Adapter",
     "AdapterState",
     "Cycle",
@@ -210,6 +211,18 @@ class SampledResult:
 
 
 @dataclass(frozen=True)
+class Ability:
+    """How likely neutral text is to the three adapters: negative log-likelihood, nats a token."""
+
+    version: str
+    """Names the text; numbers of different versions do not compare."""
+    num_tokens: int
+    base: float
+    incumbent: float
+    candidate: float
+
+
+@dataclass(frozen=True)
 class EarlyStop:
     """Where an evaluation ended that was looked at while it ran."""
 
@@ -258,6 +271,7 @@ class Evaluation:
     notes: tuple[str, ...]
     thresholds_json: str
     early_stop: EarlyStop | None
+    ability: Ability | None
 
 
 @dataclass(frozen=True)

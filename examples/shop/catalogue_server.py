@@ -54,10 +54,10 @@ async def call_tool(context: Context, params: CallToolRequestParams) -> CallTool
     if look_up is None or not isinstance(item, str):
         raise MCPError(INVALID_PARAMS, f"no tool is called {params.name!r}, or item is not text")
     try:
-        text, is_error = str(look_up(item)), False
+        value = look_up(item)
     except catalogue.UnknownProductError as error:
-        text, is_error = str(error), True
-    return CallToolResult(content=[TextContent(text=text)], is_error=is_error)
+        return CallToolResult(content=[TextContent(text=str(error))], is_error=True)
+    return CallToolResult(content=[TextContent(text=str(value))], structured_content={"result": value})
 
 
 async def main() -> None:

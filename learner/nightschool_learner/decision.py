@@ -6,17 +6,19 @@ Owns what `gate.decide` is given and how its answer becomes an `EvaluationRow`.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 from nightschool_server.app import load_evaluation
 from nightschool_server.evaluation_set import EvaluationSet
 
 from nightschool_learner import evaluation_sets
+from nightschool_learner.ability import measure_ability
 from nightschool_learner.comparison import family_rows
 from nightschool_learner.errors import StageFailedError
 from nightschool_learner.evaluation_records import EvaluationRow, evaluation_of, insert_evaluation
 from nightschool_learner.evaluation_results import Basis, results_of
 from nightschool_learner.evidence import Measured, evidence_of
-from nightschool_learner.gate import Decision, decide
+from nightschool_learner.gate import Decision, Evidence, decide
 from nightschool_learner.held_out import Plan, basis_of, held_out_tasks, plan_of
 from nightschool_learner.stages import Cycle
 
@@ -28,15 +30,22 @@ async def recorded_decision(cycle: Cycle, candidate: str) -> EvaluationRow:
         return known
     held_out = await asyncio.to_thread(held_out_tasks, cycle)
     basis = await basis_of(cycle, held_out)
-    return await asyncio.to_thread(_decided, cycle, candidate, held_out, basis)
+    evidence = await asyncio.to_thread(_measured, cycle, candidate, held_out, basis)
+    evidence = replace(evidence, ability=await measure_ability(cycle, candidate))
+    return await asyncio.to_thread(_decided, cycle, candidate, basis, evidence)
 
 
-def _decided(cycle: Cycle, candidate: str, held_out: EvaluationSet, basis: Basis) -> EvaluationRow:
+def _measured(cycle: Cycle, candidate: str, held_out: EvaluationSet, basis: Basis) -> Evidence:
+    """The evidence in the rows. Raises StageFailedError where results are missing."""
     plan = plan_of(cycle, held_out)
     measured = Measured(*(results_of(cycle.store, basis, name) for name in (cycle.incumbent, candidate)))
     evidence = evidence_of(cycle, basis, plan, measured)
     if evidence is None:
         raise StageFailedError(_incomplete(plan, measured))
+    return evidence
+
+
+def _decided(cycle: Cycle, candidate: str, basis: Basis, evidence: Evidence) -> EvaluationRow:
     row = _row(cycle, candidate, basis, decide(evidence, cycle.config.gate))
     insert_evaluation(cycle.store, row)
     return row
@@ -78,6 +87,7 @@ def _row(cycle: Cycle, candidate: str, basis: Basis, decision: Decision) -> Eval
         detectable=found.detectable,
         rules=decision.rules,
         sampled=decision.evidence.sampled,
+        ability=decision.evidence.ability,
         early_stop=decision.evidence.early_stop,
         notes=evaluation_sets.comparability(cycle.store, version, basis, cycle.id),
         thresholds={

@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nightschool_server.agent.formats import open_format
 from nightschool_server.agent.limits import call_limits
 from nightschool_server.agent.toolbox import open_tools
 from nightschool_server.app import load_evaluation
@@ -75,8 +76,9 @@ async def _examine(cycle: Cycle, results: Results) -> None:
             limits=call_limits(cycle.agent),
             purpose="practice",
         )
-        async with opening as tools:
-            examiner = Examiner(cycle, PracticeSampler(cycle), tools, Path(root), results.basis.set_digest)
+        async with opening as tools, open_format(cycle.agent) as action_format:
+            sampler, digest = PracticeSampler(cycle), results.basis.set_digest
+            examiner = Examiner(cycle, sampler, tools, Path(root), digest, action_format)
 
             async def work(unit: Unit) -> None:
                 (task_id, draw), adapter = unit

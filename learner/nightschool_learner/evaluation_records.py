@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
+from nightschool_learner.ability import Ability
 from nightschool_learner.diversity import Sampled
 from nightschool_learner.gate import Rule
 from nightschool_learner.sequential import EarlyStop
@@ -53,6 +54,8 @@ class EvaluationRow:
     rules: tuple[Rule, ...]
     sampled: Sampled | None
     """pass@1, pass@n and diversity; None where nothing was sampled."""
+    ability: Ability | None
+    """How likely neutral text is to the three adapters."""
     early_stop: EarlyStop | None
     """Where it ended, if somebody looked on the way; `p_value` and the interval then hold at every look."""
     notes: tuple[str, ...]
@@ -61,7 +64,7 @@ class EvaluationRow:
     """The settings of `learner.gate` and of `learner.evaluate` that were in force."""
 
 
-_JSON = {"reasons", "families", "rules", "sampled", "early_stop", "notes", "thresholds"}
+_JSON = {"reasons", "families", "rules", "sampled", "ability", "early_stop", "notes", "thresholds"}
 _COLUMNS = tuple(EvaluationRow.__dataclass_fields__)
 _ROW = TypeAdapter(EvaluationRow)
 

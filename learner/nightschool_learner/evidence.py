@@ -89,7 +89,7 @@ def _evidence(cycle: Cycle, plan: Plan, measured: Measured, n: int, stop: EarlyS
         level=cycle.config.gate.interval_level,
         seed=cycle.seed,
     )
-    return Evidence(_numbers(cycle, plan, measured, n), sampled, stop)
+    return Evidence(_numbers(cycle, plan, measured, n), sampled, early_stop=stop)
 
 
 def _numbers(cycle: Cycle, plan: Plan, measured: Measured, n: int) -> Comparison:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nightschool_server import chat
-from nightschool_server.agent.formats import ActionFormat, action_format
+from nightschool_server.agent.formats import ActionFormat
 from nightschool_server.agent.limits import episode_limits
 from nightschool_server.agent.loop import Episode, EpisodeResult, Limits, LiveActor, run_episode
 from nightschool_server.agent.toolbox import Toolbox
@@ -63,6 +63,7 @@ class Examiner:
     root: Path
     """Where tools' workspaces are made."""
     set_digest: str
+    action_format: ActionFormat
 
     async def examine(self, task: EvaluationTask, adapter: str, draw: int) -> TaskResult:
         """One draw of one held-out task on one adapter."""
@@ -70,7 +71,7 @@ class Examiner:
         state = await asyncio.to_thread(place_files, ToolState.initial(self.cycle.app, self.root), files)
         asked = chat.user(task.prompt, list(images), [one.file for one in files])
         head = (chat.system(self.cycle.app.system_prompt), asked)
-        messages, limits = self._written.begin(head, self.tools.tools), task_limits(self.cycle)
+        messages, limits = self.action_format.begin(head, self.tools.tools), task_limits(self.cycle)
         try:
             result = await run_episode(Episode(messages, state, limits, images), self._actor(task, adapter, draw))
         except ContextOverflowError as error:
@@ -79,12 +80,8 @@ class Examiner:
         await asyncio.to_thread(result.state.discard)
         return self._described(judge(task, result, draw), result)
 
-    @property
-    def _written(self) -> ActionFormat:
-        return action_format(self.cycle.agent)
-
     def _actor(self, task: EvaluationTask, adapter: str, draw: int) -> LiveActor:
-        sampler, written = AdapterSampler(self.sampler, adapter), self._written
+        sampler, written = AdapterSampler(self.sampler, adapter), self.action_format
         if draw == GREEDY:
             return LiveActor(sampler, self.tools, Sampling(temperature=0.0), action_format=written)
         config = self.cycle.config.evaluate
@@ -103,7 +100,7 @@ class Examiner:
             num_external=sum(self.tools.is_external(call.name) for call in calls),
             num_unsafe=sum(_matches(self.cycle.app.unsafe, text) for text in done),
             refused=verdict.outcome == ANSWERED and _matches(refusals, verdict.answer, re.IGNORECASE),
-            actions=tuple(_digest(self._written.key(step.text)) for step in result.steps),
+            actions=tuple(_digest(self.action_format.key(step.text)) for step in result.steps),
         )
 
 

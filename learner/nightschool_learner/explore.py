@@ -10,17 +10,17 @@ facts decide before the critic; the critic is asked in both orders and may absta
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 from nightschool_server.agent.episode import Episode
-from nightschool_server.agent.formats import action_format
+from nightschool_server.agent.formats import open_format
 from nightschool_server.agent.limits import call_limits, episode_limits
 from nightschool_server.agent.loop import run_episode
 from nightschool_server.agent.toolbox import open_tools
-from nightschool_server.chat import ToolSpec, system, user
+from nightschool_server.chat import Message, system, user
 from nightschool_server.errors import InvalidRequestError
 from nightschool_server.ids import new_id
 from nightschool_server.tools.forking import remove_tree
@@ -78,6 +78,7 @@ class ExploreStage:
             opening as tools,
             self.open_critic(cycle, sampler) as critic,
             open_panel(cycle) as panel,
+            open_format(cycle.agent) as action_format,
         ):
             if ending := await audit_cycle(cycle, critic, panel):
                 return ending
@@ -90,7 +91,7 @@ class ExploreStage:
                 writer=writer,
                 sampler=sampler,
                 executor=tools,
-                action_format=action_format(cycle.agent),
+                action_format=action_format,
                 explored=explored,
                 court=Court(cycle.store, writer, critic, panel, compared, is_listwise),
             )
@@ -128,7 +129,7 @@ async def _rollout(practice: Practice, cycle: Cycle, task: TaskRow, known: Rollo
     root = workspaces / rollout.id
     state, outcome, answer = "done", "", ""
     try:
-        episode = await asyncio.to_thread(first_episode, cycle, task, root, practice.executor.tools)
+        episode = await asyncio.to_thread(first_episode, cycle, task, root, practice)
         result = await run_episode(episode, PracticeActor(practice, task, rollout.id))
         outcome, answer = result.outcome, result.answer
     except RefusedPickError:
@@ -141,13 +142,13 @@ async def _rollout(practice: Practice, cycle: Cycle, task: TaskRow, known: Rollo
     practice.explored.advance(1, **{outcome: 1})
 
 
-def first_episode(cycle: Cycle, task: TaskRow, root: Path, tools: Sequence[ToolSpec]) -> Episode:
+def first_episode(cycle: Cycle, task: TaskRow, root: Path, practice: Practice) -> Episode:
     """The episode in which a task begins, as a live one would. Writes the task's files to the disk.
 
     Raises InvalidRequestError where the bytes of one are gone.
     """
     app, config = cycle.app, cycle.config.explore
-    head = (system(app.system_prompt),) if app.system_prompt else ()
+    head: tuple[Message, ...] = (system(app.system_prompt),) if app.system_prompt else ()
     limits = episode_limits(
         cycle.agent,
         max_steps=config.max_steps or app.max_steps,
@@ -155,7 +156,8 @@ def first_episode(cycle: Cycle, task: TaskRow, root: Path, tools: Sequence[ToolS
         max_tokens=config.max_tokens * (config.max_steps or app.max_steps),
         max_time_s=NO_TIME_LIMIT_S,
     )
-    messages = action_format(cycle.agent).begin((*head, user(task.prompt, task.images, task.files)), tools)
+    asked = (*head, user(task.prompt, task.images, task.files))
+    messages = practice.action_format.begin(asked, practice.executor.tools)
     files = [PlacedFile(file, cycle.store.blob_path(file.sha256)) for file in task.files]
     try:
         state = place_files(ToolState.initial(app, root), files)

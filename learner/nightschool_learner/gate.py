@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from nightschool_server.config.training import GateConfig
 
+from nightschool_learner.ability import Ability
 from nightschool_learner.comparison import Comparison, Family
 from nightschool_learner.diversity import Sampled
 from nightschool_learner.sequential import EarlyStop
@@ -44,6 +45,7 @@ class Evidence:
 
     numbers: Comparison
     sampled: Sampled | None = None
+    ability: Ability | None = None
     early_stop: EarlyStop | None = None
     """Where the evaluation ended, if somebody looked on the way."""
 
@@ -72,6 +74,8 @@ def decide(evidence: Evidence, limits: GateConfig) -> Decision:
     rules = (*_better(evidence, limits), *_families(numbers.families, limits), *_vetoes(numbers, limits))
     if evidence.sampled is not None:
         rules = (*rules, _diversity(evidence.sampled, limits))
+    if evidence.ability is not None:
+        rules = (*rules, _general(evidence.ability, limits))
     return Decision(all(rule.held for rule in rules if rule.decides), rules, evidence)
 
 
@@ -203,6 +207,22 @@ def _vetoes(numbers: Comparison, limits: GateConfig) -> tuple[Rule, ...]:
 def _rise(name: str, before: float, after: float, allowed: float, of: str) -> Rule:
     text = f"{before:.1%} -> {after:.1%} {of}, a rise of at most {allowed * 100:.1f} points allowed"
     return Rule(name, after - before <= allowed + EPSILON, after - before, allowed, text)
+
+
+def _general(ability: Ability, limits: GateConfig) -> Rule:
+    """That it still knows text that has nothing to do with the application."""
+    knows = ability.base <= limits.max_ability_base_nats
+    allowed = (
+        f"a loss of at most {limits.max_ability_loss_nats:g} allowed"
+        if knows
+        else f"reported: the base model's own exceeds {limits.max_ability_base_nats:g}, it has nothing to lose"
+    )
+    text = (
+        f"neutral text {ability.base:.2f} nats a token on the base model, {ability.incumbent:.2f} on the incumbent, "
+        f"{ability.candidate:.2f} on the candidate ({ability.num_tokens} tokens); {allowed}"
+    )
+    held = ability.loss <= limits.max_ability_loss_nats + EPSILON
+    return Rule("general ability", held, ability.loss, limits.max_ability_loss_nats, text, decides=knows)
 
 
 def _diversity(sampled: Sampled, limits: GateConfig) -> Rule:

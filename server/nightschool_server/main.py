@@ -109,8 +109,9 @@ def _quiet_transformers() -> None:
 
 def _check(home: Home, options: argparse.Namespace) -> int:
     config = load_config(home, overrides=_overrides(options))
-    if not config.app:
-        raise AppError("no application is named: nightschool check app:app, or set agent.app")
+    if not all(config.app.partition(":")):
+        named = f"app {config.app!r} must be written module:attribute" if config.app else "no application is named"
+        raise AppError(f"{named}: nightschool check app:app, or set agent.app")
     from nightschool_server import check
 
     if config.engine.model:
@@ -162,6 +163,7 @@ def _overrides(options: argparse.Namespace) -> dict[str, str]:
         "agent.app": options.app,
         "server.host": getattr(options, "host", None),
         "server.port": getattr(options, "port", None),
+        "agent.unsafe_code": "true" if getattr(options, "unsafe_code", False) else None,
     }
     # The learner resolves its configuration in another process, perhaps from another folder.
     if options.model and Path(options.model).expanduser().is_dir():
@@ -254,6 +256,11 @@ def _add_set(command: argparse.ArgumentParser) -> None:
 def _add_serve(serve: argparse.ArgumentParser) -> None:
     _add_settings(serve)
     serve.add_argument("--no-learner", action="store_true", help="serve only; `nightschool learn` runs the learner")
+    serve.add_argument(
+        "--unsafe-code",
+        action="store_true",
+        help="run the model's code without a sandbox where there is none, with every right of this user",
+    )
     serve.add_argument("--verbose", action="store_true", help="log every call")
 
 

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 
 from nightschool_server.adapters.registry import AdapterRegistry
+from nightschool_server.agent.formats import ActionFormat
 from nightschool_server.agent.toolbox import Toolbox
 from nightschool_server.app import App
 from nightschool_server.auth import Tokens
@@ -35,6 +36,8 @@ class Runtime:
     """None: no system prompt and no tools of the server's own."""
     tools: Toolbox
     """The application's tools, open; empty without one."""
+    action_format: ActionFormat
+    """How the model writes actions, and what runs them."""
     counters: Counters
     started_at: float = field(default_factory=time.time)
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 from nightschool_server.adapters.registry import AdapterRegistry
 from nightschool_server.agent.call_forms import strict_fault
-from nightschool_server.agent.formats import call_form
+from nightschool_server.agent.formats import call_form, open_format
 from nightschool_server.agent.limits import call_limits
 from nightschool_server.agent.toolbox import Toolbox, open_tools
 from nightschool_server.app import App, load_app
@@ -99,6 +99,8 @@ async def serving(
         stack.push_async_callback(port.close)
         await port.start()
         app, tools = await _application(config, stack)
+        action_format = await stack.enter_async_context(open_format(config.agent))
+        action_format.check(tools.tools)
         may_sleep = config.learner.train.placement == "sleep"
         running = await (engine() if engine is not None else start_engine(config.engine, may_sleep=may_sleep))
         stack.push_async_callback(running.close)
@@ -111,7 +113,9 @@ async def serving(
         stack.push_async_callback(asyncio.to_thread, request_log.close)
         registry = await _registry(home, store, running, config, stack)
         images = Images(lambda sha256: _blob(store, sha256))
-        runtime = Runtime(home, config, store, tokens, running, registry, request_log, images, app, tools, counters)
+        runtime = Runtime(
+            home, config, store, tokens, running, registry, request_log, images, app, tools, action_format, counters
+        )
         await port.open(AgentService(runtime), AdminService(runtime))
         stack.push_async_callback(
             _cancelled, asyncio.create_task(_follow_engine(port, running, counters), name="engine_health")

@@ -41,8 +41,12 @@ class Subject:
     @property
     def opening(self) -> tuple[Message, ...]:
         """How a task begins."""
+        return self.asked(ASKED)
+
+    def asked(self, question: str) -> tuple[Message, ...]:
+        """How a task with this question begins."""
         head = (system(self.app.system_prompt),) if self.app.system_prompt else ()
-        return action_format(self.config.agent).begin((*head, user(ASKED)), self.specs)
+        return action_format(self.config.agent).begin((*head, user(question)), self.specs)
 
     def render(self, *messages: Message) -> str:
         """The messages as the model reads them. Raises InvalidRequestError where the template refuses them."""
@@ -107,6 +111,8 @@ def _asked(check: Callable[[Subject], Answer], subject: Subject) -> Iterator[Fin
 
 
 def _form(subject: Subject) -> Answer:
+    if subject.config.agent.action_format == "code":
+        return "ok", "the model acts by writing Python (agent.action_format)"
     form, own = call_form(subject.config.agent), form_of_template(subject.folder.template)
     if form is not own and own is not HERMES:
         return "fault", f"agent.tool_call_format is {form.name}, but the template writes {own.name}: set it to auto"
@@ -168,7 +174,7 @@ def _tool_images(subject: Subject) -> Answer:
 
 def _length(subject: Subject) -> Iterator[Finding]:
     try:
-        used = len(subject.renderer.tokenise(subject.render(*subject.opening)))
+        used = len(subject.renderer.tokenise(subject.render(*subject.asked("?"))))
     except InvalidRequestError:
         return  # Said above.
     context, answer = subject.folder.info.context_length, subject.config.agent.max_tokens

@@ -93,6 +93,7 @@ def pair_detail() -> admin_pb2.PairDetail:
         task_prompt="What is 1+1?",
         seed_request_ids=["resp_1"],
         sampled_by="base",
+        decided_by="judge",
         trained="3-abcdef01",
     )
 
@@ -177,6 +178,11 @@ def _route(request: Any, context: grpc.ServicerContext) -> admin_pb2.RouteChange
 
 DEFAULTS: dict[str, Step] = {
     "Generate": _generate,
+    "Score": lambda request, context: agent_pb2.ScoreResponse(
+        adapter=request.adapter or "base",
+        tokens=content_pb2.Tokens(ids=[1, 2], logprobs=[-0.5, -1.5]),
+        num_prompt_tokens=len(request.messages),
+    ),
     "StreamGenerate": lambda request, context: stream_events(f"echo {text_of(request)}"),
     "RunTask": task_script(),
     "RecordFeedback": lambda request, context: agent_pb2.RecordFeedbackResponse(feedback_id="fb_1"),

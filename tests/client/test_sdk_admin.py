@@ -32,7 +32,10 @@ from nightschool_proto.v1 import admin_pb2, agent_pb2, content_pb2
 from tests.client.fake_replies import adapter, cycle
 from tests.client.fake_server import FakeServer
 
-RENAMED = {"Status": "GetStatusResponse", "Reply": "GenerateResponse", "RunChunk": "ExportRunResponse"}
+RENAMED = {
+    "Status": "GetStatusResponse", "Reply": "GenerateResponse", "RunChunk": "ExportRunResponse",
+    "Scores": "ScoreResponse",
+}  # fmt: skip
 NOT_ON_THE_WIRE = {"Text", "ToolCalled", "ToolReturned", "TaskResult"}
 
 

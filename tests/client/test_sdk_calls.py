@@ -61,6 +61,15 @@ def test_options_reach_the_wire_and_absent_ones_stay_absent(client: Client, serv
     assert 0 < call.remaining_s < 10
 
 
+def test_score_says_how_likely_a_given_answer_is(client: Client, server: FakeServer) -> None:
+    scores = client.score("hello", "there", adapter="3-abcdef01", priority="practice")
+    assert (scores.adapter, scores.num_prompt_tokens, scores.nats_per_token) == ("3-abcdef01", 1, 1.0)
+    (call,) = server.calls
+    assert (call.request.continuation, call.request.priority) == ("there", content_pb2.PRACTICE)
+    with pytest.raises(TypeError, match="did you mean 'adapter'"):
+        client.score("hello", "there", adapters="x")  # type: ignore[call-arg]
+
+
 def test_an_unknown_option_is_a_type_error_with_the_nearest_name(client: Client) -> None:
     with pytest.raises(TypeError, match="did you mean 'max_tokens'"):
         client.generate("hello", max_token=5)  # type: ignore[call-arg]

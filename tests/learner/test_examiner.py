@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from nightschool_learner.evaluation_results import GREEDY, TaskResult
 from nightschool_learner.examiner import Examiner
+from nightschool_server.agent.formats import TOOL_CALLS
 from nightschool_server.agent.toolbox import open_tools
 from nightschool_server.agent.toolcalls import write_call
 from nightschool_server.app import EvaluationTask
@@ -36,7 +37,7 @@ def examined(
 
     async def run() -> list[TaskResult]:
         async with open_tools(cycle.app, cycle.app_ref, num_workers=1, purpose="practice") as tools:
-            examiner = Examiner(cycle, sampler, tools, path, "digest")
+            examiner = Examiner(cycle, sampler, tools, path, "digest", TOOL_CALLS)
             return [await examiner.examine(TASK, "base", draw) for draw in draws]
 
     results = asyncio.run(run())

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from nightschool_learner.ability import Ability
 from nightschool_learner.comparison import compare, paired
 from nightschool_learner.diversity import sampled_numbers
 from nightschool_learner.evaluation_results import TaskResult
@@ -159,6 +160,18 @@ def test_lost_diversity_is_reported_and_a_veto_where_configured() -> None:
     vetoed = decide(Evidence(numbers, narrowed), LIMITS.model_copy(update={"max_pass_at_n_fall": 0.49}))
     assert failed(vetoed) == {"pass@2"}
     assert decide(Evidence(numbers, narrowed), LIMITS.model_copy(update={"max_pass_at_n_fall": 0.5})).passed
+
+
+@pytest.mark.parametrize(
+    ("base", "candidate", "broken"),
+    [(2.5, 2.6, set()), (2.5, 2.71, {"general ability"}), (2.5, 2.4, set()), (7.9, 9.0, set())],
+)
+def test_general_ability_must_not_be_paid_for_success(base: float, candidate: float, broken: set[str]) -> None:
+    numbers = judge(results("0" * 60 + "1" * 140), results("1" * 200)).numbers
+    ability = Ability("v", 300, base, base + 0.1, candidate)
+    decision = decide(Evidence(numbers, ability=ability), LIMITS)
+    assert failed(decision) == broken
+    assert any(f"general ability: neutral text {base:.2f} nats a token" in reason for reason in decision.reasons)
 
 
 def test_a_veto_is_about_a_rise_not_about_a_level() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,7 +37,7 @@ async def test_candidates_run_on_an_mcp_server_and_simulators_answer_for_what_is
     log_request(store, "seed", "Say hello.")
     with store.transaction() as db:
         seed_records.insert_task(db, cycle.id, seed_records.new_task(0, "Say hello to them.", (), KEPT), [], [])
-    await ExploreStage(lambda cycle: sampler, lambda cycle, _: FakeCritic()).run(cycle)
+    await ExploreStage(lambda cycle: sampler, lambda cycle, _: nullcontext(FakeCritic())).run(cycle)
     assert sampler.calls[0][0].tools == tools
     rows = store.query(
         "SELECT c.observation, c.failure, c.simulated FROM candidates c JOIN steps s ON s.id = c.step_id "

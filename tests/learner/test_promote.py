@@ -73,15 +73,20 @@ async def test_a_candidate_that_passes_becomes_active(served: World, trained: Tr
     row = evaluation_of(served.store, cycle.id)
     assert row is not None
     assert (row.passed, row.num_gained, row.num_lost, row.n) == (True, 7, 0, 16)
-    assert len(row.reasons) == len(row.rules) == 13
+    assert len(row.reasons) == len(row.rules) == 14
     assert next(str(rule) for rule in row.rules if rule.name == "difference") in row.reasons
     assert row.thresholds["gate"]["min_n"] == 4
     assert (row.set_version, row.notes) == (1, ())
+    assert row.ability is not None
+    assert row.ability.num_tokens > 200
+    assert row.ability.base == row.ability.incumbent != row.ability.candidate
     shown = (await served.client.admin.cycles.get(cycle.id)).evaluation
     assert shown is not None
     assert [(rule.name, rule.held, rule.value) for rule in shown.rules] == [
         (r.name, r.held, r.value) for r in row.rules
     ]
+    assert shown.ability is not None
+    assert shown.ability.candidate == row.ability.candidate
     assert (shown.set_version, shown.detectable) == (1, row.detectable)
     assert {family.family: family.num_gained for family in shown.families} == {
         family["family"]: family["num_gained"] for family in row.families

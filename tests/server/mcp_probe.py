@@ -133,6 +133,7 @@ TOOLS: dict[str, Tool] = {
     "everything": (everything, NOTHING, READ_ONLY),
     "slightly_broken": (slightly_broken, NOTHING, READ_ONLY),
     "look_up": (lambda _: text("found"), NOTHING, {**READ_ONLY, "openWorldHint": True}),
+    "count": (lambda _: text("3", structuredContent={"result": 3}), NOTHING, READ_ONLY),
     "structured": (structured, NOTHING, READ_ONLY),
     "fail": (fail, TEXT, READ_ONLY),
     "refuse": (refuse, TEXT, READ_ONLY),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -12,13 +13,13 @@ import pytest
 from nightschool_proto.v1 import agent_pb2, content_pb2
 from nightschool_server.agent.call_forms import FORMS, HERMES, CallForm, form_of_template, strict_fault
 from nightschool_server.agent.formats import ToolCallFormat
-from nightschool_server.call_form_choice import with_call_form
+from nightschool_server.call_form_choice import check_installed, with_call_form
 from nightschool_server.chat import ToolSpec
 from nightschool_server.config.config import Config
 from nightschool_server.engine import GenerateRequest
 from nightschool_server.engines.model_folder import read_model_folder
 from nightschool_server.engines.text_stream import TextStream
-from nightschool_server.errors import AppError
+from nightschool_server.errors import AppError, ConfigError
 from nightschool_server.main import main
 
 from tests.harness import SHOP_MODEL, failure, server_thread
@@ -139,6 +140,15 @@ def test_the_template_says_which_form(tmp_path: Path) -> None:
     assert (
         with_call_form(Config.model_validate({"engine": {"model": str(SHOP_MODEL)}})).agent.tool_call_format == "hermes"
     )
+
+
+def test_a_form_whose_reader_is_not_installed_is_refused_at_the_start() -> None:
+    check_installed(FORMS["qwen3_coder"])
+    missing = replace(FORMS["qwen3_coder"], needs="transformers.no_such_parsing")
+    with pytest.raises(
+        ConfigError, match=r"transformers\.no_such_parsing reads, and transformers 5.* has none: pip install"
+    ):
+        check_installed(missing)
 
 
 def test_special_tokens_are_in_the_text_where_they_are_asked_for() -> None:

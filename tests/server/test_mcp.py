@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hashlib
 import json
 import logging
+import re
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,11 +16,12 @@ from typing import Any
 import psutil
 import pytest
 from nightschool_server.agent.toolbox import Toolbox, list_tools, open_tools
-from nightschool_server.app import App, AppError, McpServer, tool
+from nightschool_server.app import App, AppError, McpServer, load_app, tool
 from nightschool_server.chat import ToolCall
 from nightschool_server.tools.state import ToolState
 from nightschool_server.tools.workers import CallLimits, ToolOutcome
 
+from tests.harness import ROOT
 from tests.server import mcp_app, mcp_probe
 from tests.server.leaks import no_leaks
 
@@ -94,6 +97,11 @@ async def test_a_result_of_every_kind_is_text_to_read_and_images_to_see(tools: T
 async def test_a_picture_with_a_broken_remark_is_seen_without_it(tools: Toolbox, state: ToolState) -> None:
     done = await call(tools, state, "slightly_broken")
     assert (done.content, list(done.images.values())) == ("1 image", [mcp_probe.PNG])
+
+
+async def test_code_gets_values_where_a_server_says_them_as_values(tools: Toolbox, state: ToolState) -> None:
+    said = [(name, (await call(tools, state, name)).is_json) for name in ("count", "structured", "pid")]
+    assert said == [("count", True), ("structured", True), ("pid", False)]
 
 
 @pytest.mark.parametrize(
@@ -269,6 +277,29 @@ asyncio.run(main())
     owner.kill()
     await owner.wait()
     assert (await asyncio.to_thread(psutil.wait_procs, left, 20))[1] == []
+
+
+async def test_the_application_in_the_docs_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (ROOT / "docs" / "mcp.md").read_text()
+    server, application, *_ = re.findall(r"```python\n# \w+\.py\n(.*?)```", page, re.S)
+    (tmp_path / "stock_server.py").write_text(server)
+    (tmp_path / "shop_with_stock.py").write_text(application)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    app, state = load_app("shop_with_stock:app"), ToolState.initial(app_of(), tmp_path / "states")
+    async with open_tools(app, "shop_with_stock:app", num_workers=1, purpose="practice") as tools:
+        assert [spec.name for spec in tools.tools] == ["wholesale.stock", "wholesale.order"]
+        found = await call(tools, state, "wholesale.stock", item="mug")
+        assert (found.content, found.is_json) == ("12", True)
+        assert (await call(tools, state, "wholesale.stock", item="moon")).is_error
+        ordered = await call(tools, state, "wholesale.order", item="mug", quantity=2)
+        assert (ordered.content, ordered.simulated) == ("ordered 2 of mug", True)
+
+
+def test_the_pages_table_has_every_argument() -> None:
+    table = (ROOT / "docs" / "mcp.md").read_text().partition("## `McpServer(name, ...)`")[2].partition("\n## ")[0]
+    named = [each.name for each in dataclasses.fields(McpServer) if each.name not in ("name", "where")]
+    assert [name for name in named if f"`{name}`" not in table] == []
 
 
 @tool(effect="read_only")

@@ -296,3 +296,26 @@ async def test_models_are_the_base_and_what_may_be_pinned(shop: Stubs, shop_serv
     assert (await failure(shop.agent.ListModels(bad, metadata=shop_server.user))).field == "page_token"
     many = agent_pb2.ListModelsRequest(page_size=501)
     assert (await failure(shop.agent.ListModels(many, metadata=shop_server.user))).field == "page_size"
+
+
+async def test_a_given_answer_is_scored_as_it_would_be_sampled(shop: Stubs, shop_server: Running) -> None:
+    sampled = await shop.agent.Generate(ask("hello", logprobs=True, temperature=0.0), metadata=shop_server.user)
+    answer = sampled.answers[0]
+    request = agent_pb2.ScoreRequest(messages=ask("hello").messages, continuation=answer.text)
+    scored = await shop.agent.Score(request, metadata=shop_server.user)
+    assert scored.adapter == "base"
+    assert scored.num_prompt_tokens == sampled.usage.prompt_tokens
+    assert list(scored.tokens.ids) == list(answer.tokens.ids)[: len(scored.tokens.ids)]
+    expected = list(answer.tokens.logprobs)[: len(scored.tokens.ids)]
+    assert list(scored.tokens.logprobs) == pytest.approx(expected, abs=2e-3)
+
+
+async def test_scoring_refuses_what_cannot_be_scored(shop: Stubs, shop_server: Running) -> None:
+    messages = ask("hello").messages
+    empty = await failure(shop.agent.Score(agent_pb2.ScoreRequest(messages=messages), metadata=shop_server.user))
+    assert empty.field == "continuation"
+    unknown = agent_pb2.ScoreRequest(messages=messages, continuation="yes", adapter="9-nobody")
+    assert (await failure(shop.agent.Score(unknown, metadata=shop_server.user))).code is grpc.StatusCode.NOT_FOUND
+    practice = agent_pb2.ScoreRequest(messages=messages, continuation="yes", priority=content_pb2.PRACTICE)
+    refused = await failure(shop.agent.Score(practice, metadata=shop_server.user))
+    assert refused.code is grpc.StatusCode.PERMISSION_DENIED

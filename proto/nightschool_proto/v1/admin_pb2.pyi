@@ -311,6 +311,7 @@ class Evaluation(google.protobuf.message.Message):
     NOTES_FIELD_NUMBER: builtins.int
     THRESHOLDS_JSON_FIELD_NUMBER: builtins.int
     EARLY_STOP_FIELD_NUMBER: builtins.int
+    ABILITY_FIELD_NUMBER: builtins.int
     id: builtins.str
     candidate: builtins.str
     incumbent: builtins.str
@@ -356,6 +357,10 @@ class Evaluation(google.protobuf.message.Message):
     def early_stop(self) -> global___EarlyStop:
         """Absent where nobody looked before the end; else p_value and the interval hold at every look."""
 
+    @property
+    def ability(self) -> global___Ability:
+        """Absent where it was not measured."""
+
     def __init__(
         self,
         *,
@@ -382,9 +387,10 @@ class Evaluation(google.protobuf.message.Message):
         notes: collections.abc.Iterable[builtins.str] | None = ...,
         thresholds_json: builtins.str = ...,
         early_stop: global___EarlyStop | None = ...,
+        ability: global___Ability | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["early_stop", b"early_stop", "sampled", b"sampled"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["candidate", b"candidate", "candidate_success", b"candidate_success", "detectable", b"detectable", "early_stop", b"early_stop", "families", b"families", "id", b"id", "incumbent", b"incumbent", "incumbent_success", b"incumbent_success", "interval_high", b"interval_high", "interval_level", b"interval_level", "interval_low", b"interval_low", "n", b"n", "notes", b"notes", "num_gained", b"num_gained", "num_lost", b"num_lost", "p_value", b"p_value", "passed", b"passed", "reasons", b"reasons", "rules", b"rules", "sampled", b"sampled", "set_digest", b"set_digest", "set_version", b"set_version", "thresholds_json", b"thresholds_json"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["ability", b"ability", "early_stop", b"early_stop", "sampled", b"sampled"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["ability", b"ability", "candidate", b"candidate", "candidate_success", b"candidate_success", "detectable", b"detectable", "early_stop", b"early_stop", "families", b"families", "id", b"id", "incumbent", b"incumbent", "incumbent_success", b"incumbent_success", "interval_high", b"interval_high", "interval_level", b"interval_level", "interval_low", b"interval_low", "n", b"n", "notes", b"notes", "num_gained", b"num_gained", "num_lost", b"num_lost", "p_value", b"p_value", "passed", b"passed", "reasons", b"reasons", "rules", b"rules", "sampled", b"sampled", "set_digest", b"set_digest", "set_version", b"set_version", "thresholds_json", b"thresholds_json"]) -> None: ...
 
 global___Evaluation = Evaluation
 
@@ -500,6 +506,36 @@ class EarlyStop(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["e_futile", b"e_futile", "e_value", b"e_value", "futility_difference", b"futility_difference", "n", b"n", "num_looks", b"num_looks", "num_planned", b"num_planned", "verdict", b"verdict"]) -> None: ...
 
 global___EarlyStop = EarlyStop
+
+@typing.final
+class Ability(google.protobuf.message.Message):
+    """How likely neutral text is to the three adapters: negative log-likelihood, nats a token."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: builtins.int
+    NUM_TOKENS_FIELD_NUMBER: builtins.int
+    BASE_FIELD_NUMBER: builtins.int
+    INCUMBENT_FIELD_NUMBER: builtins.int
+    CANDIDATE_FIELD_NUMBER: builtins.int
+    version: builtins.str
+    """Names the text; numbers of different versions do not compare."""
+    num_tokens: builtins.int
+    base: builtins.float
+    incumbent: builtins.float
+    candidate: builtins.float
+    def __init__(
+        self,
+        *,
+        version: builtins.str = ...,
+        num_tokens: builtins.int = ...,
+        base: builtins.float = ...,
+        incumbent: builtins.float = ...,
+        candidate: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["base", b"base", "candidate", b"candidate", "incumbent", b"incumbent", "num_tokens", b"num_tokens", "version", b"version"]) -> None: ...
+
+global___Ability = Ability
 
 @typing.final
 class SampledResult(google.protobuf.message.Message):
@@ -1420,11 +1456,14 @@ class PairDetail(google.protobuf.message.Message):
     SAMPLED_BY_FIELD_NUMBER: builtins.int
     TRAINED_FIELD_NUMBER: builtins.int
     CREATED_AT_FIELD_NUMBER: builtins.int
+    DECIDED_BY_FIELD_NUMBER: builtins.int
     task_prompt: builtins.str
     sampled_by: builtins.str
     """Who sampled: an adapter's name, "base" for none."""
     trained: builtins.str
     """The adapter that was trained on it; empty where none was."""
+    decided_by: builtins.str
+    """facts, or the component of the critic that decided between the two: judge, scorer, ..."""
     @property
     def pair(self) -> global___Pair: ...
     @property
@@ -1458,9 +1497,10 @@ class PairDetail(google.protobuf.message.Message):
         sampled_by: builtins.str = ...,
         trained: builtins.str = ...,
         created_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        decided_by: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["chosen", b"chosen", "created_at", b"created_at", "pair", b"pair", "rejected", b"rejected"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["chosen", b"chosen", "created_at", b"created_at", "messages", b"messages", "pair", b"pair", "rejected", b"rejected", "sampled_by", b"sampled_by", "seed_request_ids", b"seed_request_ids", "task_prompt", b"task_prompt", "trained", b"trained", "verdicts", b"verdicts"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["chosen", b"chosen", "created_at", b"created_at", "decided_by", b"decided_by", "messages", b"messages", "pair", b"pair", "rejected", b"rejected", "sampled_by", b"sampled_by", "seed_request_ids", b"seed_request_ids", "task_prompt", b"task_prompt", "trained", b"trained", "verdicts", b"verdicts"]) -> None: ...
 
 global___PairDetail = PairDetail
 

@@ -96,6 +96,62 @@ class GenerateResponse(google.protobuf.message.Message):
 global___GenerateResponse = GenerateResponse
 
 @typing.final
+class ScoreRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MESSAGES_FIELD_NUMBER: builtins.int
+    TOOLS_FIELD_NUMBER: builtins.int
+    CONTINUATION_FIELD_NUMBER: builtins.int
+    ADAPTER_FIELD_NUMBER: builtins.int
+    PRIORITY_FIELD_NUMBER: builtins.int
+    continuation: builtins.str
+    """The answer's text, as the assistant would go on."""
+    adapter: builtins.str
+    """As in GenerateRequest."""
+    priority: nightschool_proto.v1.content_pb2.Priority.ValueType
+    @property
+    def messages(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[nightschool_proto.v1.content_pb2.Message]: ...
+    @property
+    def tools(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[nightschool_proto.v1.content_pb2.Tool]: ...
+    def __init__(
+        self,
+        *,
+        messages: collections.abc.Iterable[nightschool_proto.v1.content_pb2.Message] | None = ...,
+        tools: collections.abc.Iterable[nightschool_proto.v1.content_pb2.Tool] | None = ...,
+        continuation: builtins.str = ...,
+        adapter: builtins.str = ...,
+        priority: nightschool_proto.v1.content_pb2.Priority.ValueType = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["adapter", b"adapter", "continuation", b"continuation", "messages", b"messages", "priority", b"priority", "tools", b"tools"]) -> None: ...
+
+global___ScoreRequest = ScoreRequest
+
+@typing.final
+class ScoreResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ADAPTER_FIELD_NUMBER: builtins.int
+    TOKENS_FIELD_NUMBER: builtins.int
+    NUM_PROMPT_TOKENS_FIELD_NUMBER: builtins.int
+    adapter: builtins.str
+    num_prompt_tokens: builtins.int
+    @property
+    def tokens(self) -> nightschool_proto.v1.content_pb2.Tokens:
+        """Of the continuation."""
+
+    def __init__(
+        self,
+        *,
+        adapter: builtins.str = ...,
+        tokens: nightschool_proto.v1.content_pb2.Tokens | None = ...,
+        num_prompt_tokens: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["tokens", b"tokens"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["adapter", b"adapter", "num_prompt_tokens", b"num_prompt_tokens", "tokens", b"tokens"]) -> None: ...
+
+global___ScoreResponse = ScoreResponse
+
+@typing.final
 class StreamGenerateResponse(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

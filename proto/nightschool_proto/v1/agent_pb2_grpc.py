@@ -44,6 +44,11 @@ class AgentServiceStub(object):
                 request_serializer=nightschool__proto_dot_v1_dot_agent__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=nightschool__proto_dot_v1_dot_agent__pb2.StreamGenerateResponse.FromString,
                 _registered_method=True)
+        self.Score = channel.unary_unary(
+                '/nightschool.v1.AgentService/Score',
+                request_serializer=nightschool__proto_dot_v1_dot_agent__pb2.ScoreRequest.SerializeToString,
+                response_deserializer=nightschool__proto_dot_v1_dot_agent__pb2.ScoreResponse.FromString,
+                _registered_method=True)
         self.RunTask = channel.stream_stream(
                 '/nightschool.v1.AgentService/RunTask',
                 request_serializer=nightschool__proto_dot_v1_dot_agent__pb2.RunTaskRequest.SerializeToString,
@@ -83,6 +88,13 @@ class AgentServiceServicer(object):
 
     def StreamGenerate(self, request, context):
         """One model call, as tokens are sampled.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Score(self, request, context):
+        """How likely a given answer is: nothing is sampled, nothing is logged.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -136,6 +148,11 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     servicer.StreamGenerate,
                     request_deserializer=nightschool__proto_dot_v1_dot_agent__pb2.GenerateRequest.FromString,
                     response_serializer=nightschool__proto_dot_v1_dot_agent__pb2.StreamGenerateResponse.SerializeToString,
+            ),
+            'Score': grpc.unary_unary_rpc_method_handler(
+                    servicer.Score,
+                    request_deserializer=nightschool__proto_dot_v1_dot_agent__pb2.ScoreRequest.FromString,
+                    response_serializer=nightschool__proto_dot_v1_dot_agent__pb2.ScoreResponse.SerializeToString,
             ),
             'RunTask': grpc.stream_stream_rpc_method_handler(
                     servicer.RunTask,
@@ -217,6 +234,33 @@ class AgentService(object):
             '/nightschool.v1.AgentService/StreamGenerate',
             nightschool__proto_dot_v1_dot_agent__pb2.GenerateRequest.SerializeToString,
             nightschool__proto_dot_v1_dot_agent__pb2.StreamGenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Score(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nightschool.v1.AgentService/Score',
+            nightschool__proto_dot_v1_dot_agent__pb2.ScoreRequest.SerializeToString,
+            nightschool__proto_dot_v1_dot_agent__pb2.ScoreResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -31,6 +31,12 @@ class AgentServiceStub:
     ]
     """One model call, as tokens are sampled."""
 
+    Score: grpc.UnaryUnaryMultiCallable[
+        nightschool_proto.v1.agent_pb2.ScoreRequest,
+        nightschool_proto.v1.agent_pb2.ScoreResponse,
+    ]
+    """How likely a given answer is: nothing is sampled, nothing is logged."""
+
     RunTask: grpc.StreamStreamMultiCallable[
         nightschool_proto.v1.agent_pb2.RunTaskRequest,
         nightschool_proto.v1.agent_pb2.RunTaskResponse,
@@ -76,6 +82,12 @@ class AgentServiceAsyncStub:
         nightschool_proto.v1.agent_pb2.StreamGenerateResponse,
     ]
     """One model call, as tokens are sampled."""
+
+    Score: grpc.aio.UnaryUnaryMultiCallable[
+        nightschool_proto.v1.agent_pb2.ScoreRequest,
+        nightschool_proto.v1.agent_pb2.ScoreResponse,
+    ]
+    """How likely a given answer is: nothing is sampled, nothing is logged."""
 
     RunTask: grpc.aio.StreamStreamMultiCallable[
         nightschool_proto.v1.agent_pb2.RunTaskRequest,
@@ -126,6 +138,14 @@ class AgentServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[nightschool_proto.v1.agent_pb2.StreamGenerateResponse], collections.abc.AsyncIterator[nightschool_proto.v1.agent_pb2.StreamGenerateResponse]]:
         """One model call, as tokens are sampled."""
+
+    @abc.abstractmethod
+    def Score(
+        self,
+        request: nightschool_proto.v1.agent_pb2.ScoreRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[nightschool_proto.v1.agent_pb2.ScoreResponse, collections.abc.Awaitable[nightschool_proto.v1.agent_pb2.ScoreResponse]]:
+        """How likely a given answer is: nothing is sampled, nothing is logged."""
 
     @abc.abstractmethod
     def RunTask(

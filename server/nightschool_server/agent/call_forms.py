@@ -38,6 +38,8 @@ Read = Callable[[str, Sequence[ToolSpec]], ParsedAnswer]
 MAX_LIBRARY_CHARS = 65_536
 """Of an answer whose reader is not linear in it; far beyond what a step may have."""
 
+CHAT_PARSING = "transformers.utils.chat_parsing"
+
 _LLAMA_MARK, _MISTRAL_MARK = "<|python_tag|>", "[TOOL_CALLS]"
 _LLAMA_CALL = re.compile(r'\s*\{\s*"(name|parameters|type|function)"')
 _MISTRAL_NAME = re.compile(r"\s*(?P<name>[\w.-]{1,128})(?:\[CALL_ID\]\w*)?(?:\[ARGS\])?\s*(?=\{)")
@@ -57,6 +59,8 @@ class CallForm:
     """A call as the model would write it, from its name and arguments."""
     special_tokens: bool = False
     """Whether its marks are special tokens of the model, which the engine must leave in an answer's text."""
+    needs: str = ""
+    """The library's module that reads it, where that is not the runtime's own reader."""
     can_be_guided: bool = False
     """Whether answers can be held to a tool's schema; see `engines/guidance.py`."""
 
@@ -232,6 +236,7 @@ FORMS = {
             "or answer without one",
             _bounded(_qwen3_coder, MAX_LIBRARY_CHARS),
             _write_qwen3_coder,
+            needs=CHAT_PARSING,
         ),
     )
 }

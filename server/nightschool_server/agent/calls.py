@@ -22,6 +22,7 @@ OnEvent = Callable[[Event], Awaitable[None]]
 
 _FAILURES: Mapping[ToolFailure, Failure] = {
     "": "",
+    "parse": "parse",
     "schema": "schema",
     "unknown_tool": "schema",
     "execution": "execution",
@@ -44,6 +45,8 @@ class StepCalls:
         self.images: dict[str, bytes] = {}
         self.failure: Failure = ""
         """Of the first call that failed."""
+        self.answer: str | None = None
+        """Of the call that ended the task."""
         self.tool_s = 0.0
         """What the calls took, added up."""
 
@@ -119,6 +122,7 @@ class StepCalls:
     async def _tell(self, call: ToolCall, outcome: ToolOutcome) -> None:
         self.failure = self.failure or _FAILURES[outcome.failure]
         self.images.update(outcome.images)
+        self.answer = outcome.answer if self.answer is None else self.answer
         self.observations.append(observe(call, outcome))
         await self._on_event(ToolFinished(call, outcome))
 

@@ -1,23 +1,28 @@
 """How a model writes what it wants done: the action-format seam, and the format of tool calls.
 
-A format is pure: it reads a step's text, says how to write one, and what makes two steps the same. What it reads are
-calls, which an executor runs; `loop.py` moves both. Live serving, practice and evaluation use the one that the
-configuration names.
+A format reads a step's text, says how to write one, and what makes two steps the same. What it reads are calls, which
+an executor runs; `loop.py` moves both. Live serving, practice and evaluation use the one that the configuration names.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 from nightschool_server.agent.call_forms import FORMS, HERMES, CallForm, strict_fault
+from nightschool_server.agent.calls import OnEvent
+from nightschool_server.agent.code import CodeFormat
+from nightschool_server.agent.episode import Limits
+from nightschool_server.agent.executors import ToolExecutor
 from nightschool_server.agent.toolcalls import ParsedAnswer
 from nightschool_server.chat import Message, ToolSpec, canonical_json
 from nightschool_server.config.serving import AgentConfig
 from nightschool_server.engine import ToolChoice
 from nightschool_server.errors import InvalidRequestError
+from nightschool_server.sandbox.sandbox import open_sandbox
 
 
 class ActionFormat(Protocol):
@@ -54,8 +59,16 @@ class ActionFormat(Protocol):
         """The conversation that a task begins with, and in it what the model must be told of the format."""
         ...
 
+    def check(self, tools: Sequence[ToolSpec]) -> None:
+        """Raise AppError where the tools cannot be offered together in this format."""
+        ...
+
     def shown(self, tools: Sequence[ToolSpec]) -> tuple[ToolSpec, ...]:
         """The tools that the chat template writes into the prompt."""
+        ...
+
+    def executor(self, tools: ToolExecutor, limits: Limits, on_event: OnEvent) -> ToolExecutor:
+        """Who runs the calls of one step, where `tools` runs the application's and the caller's."""
         ...
 
 
@@ -87,8 +100,14 @@ class ToolCallFormat:
     def begin(self, messages: tuple[Message, ...], tools: Sequence[ToolSpec]) -> tuple[Message, ...]:
         return messages
 
+    def check(self, tools: Sequence[ToolSpec]) -> None:
+        pass
+
     def shown(self, tools: Sequence[ToolSpec]) -> tuple[ToolSpec, ...]:
         return tuple(tools)
+
+    def executor(self, tools: ToolExecutor, limits: Limits, on_event: OnEvent) -> ToolExecutor:
+        return tools
 
 
 TOOL_CALLS = ToolCallFormat()
@@ -112,5 +131,18 @@ def check_form(form: CallForm, tools: Sequence[ToolSpec], *, tool_choice: ToolCh
 
 
 def action_format(config: AgentConfig) -> ActionFormat:
-    """The format that the configuration names."""
-    return ToolCallFormat(form=call_form(config))
+    """The format that the configuration names, to read steps with."""
+    return ToolCallFormat(form=call_form(config)) if config.action_format == "tool_calls" else CodeFormat()
+
+
+@asynccontextmanager
+async def open_format(config: AgentConfig) -> AsyncIterator[ActionFormat]:
+    """The format that the configuration names, to run steps with for as long as the block runs.
+
+    Raises FailedPreconditionError where it is code and there is no sandbox for it.
+    """
+    if config.action_format == "code":
+        async with open_sandbox(config.code, unsafe=config.unsafe_code) as sandbox:
+            yield CodeFormat(sandbox, config.max_output_chars)
+    else:
+        yield action_format(config)

@@ -171,14 +171,14 @@ async def execute(
         # A template that counts turns by their calls takes no result of a call that it has not seen.
         observation = user(told) if parsed.as_parts else tool_result(ToolCall("call_0", "", "{}"), told, is_error=True)
         return Execution(parsed.text, (), (observation,), "parse", False, state)
-    calls = StepCalls(executor, state, limits, on_event)
+    calls = StepCalls(action_format.executor(executor, limits, on_event), state, limits, on_event)
     await calls.run_all(parsed.calls)
     return Execution(
-        parsed.text,
+        parsed.text if calls.answer is None else calls.answer,
         parsed.calls,
         tuple(calls.observations),
         calls.failure,
-        False,
+        calls.answer is not None,
         calls.state,
         calls.images,
         calls.tool_s,

@@ -24,7 +24,7 @@ from nightschool_server.tools.call import truncate
 from nightschool_server.tools.effects import Effect
 from nightschool_server.tools.state import ToolState
 from nightschool_server.tools.tool import TOOL_NAME, parameters_of, where_of
-from nightschool_server.tools.workers import CallLimits, ToolOutcome, ToolWorkers
+from nightschool_server.tools.workers import CallLimits, ToolFailure, ToolOutcome, ToolWorkers
 
 if TYPE_CHECKING:
     from mcp_types import Tool
@@ -162,6 +162,8 @@ def _run(session: McpSession, name: str, limits: CallLimits) -> RunCall:
             return failed(error.failure, truncate(str(error), limits.max_output_chars), state, seconds)
         seen = await observation_of(result, limits.returned.images)
         seconds, text = time.perf_counter() - started, truncate(seen.text, limits.max_output_chars)
-        return ToolOutcome(text, seen.is_error, "execution" if seen.is_error else "", state, seconds, seen.images)
+        failure: ToolFailure = "execution" if seen.is_error else ""
+        is_json = seen.is_json and text == seen.text
+        return ToolOutcome(text, seen.is_error, failure, state, seconds, seen.images, is_json=is_json)
 
     return run

@@ -100,7 +100,7 @@ def _skip_space(text: str, position: int) -> int:
 
 
 def checked_call(value: Any, call_id: str) -> ToolCall:
-    """The call that `{"name": ..., "arguments": {...}}` stands for, within bounds. Raises ValueError."""
+    """`{"name", "arguments"}` from a model or from its code as a call. Raises ValueError with the rule."""
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
         raise ValueError('tool call must be an object with "name" and "arguments"')
     name, arguments = value["name"], value.get("arguments", {})

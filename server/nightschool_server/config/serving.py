@@ -10,6 +10,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from nightschool_server.config.code import CodeConfig
+
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
 MIB = 1024 * 1024
@@ -151,6 +153,11 @@ class AgentConfig(_Section):
 
     app: str = ""
     """The application as `module:attribute`. Empty: no tools of the server's own."""
+    action_format: Literal["tool_calls", "code"] = "tool_calls"
+    """How the model writes actions: calls of tools, or Python that may call them and runs in a sandbox."""
+    unsafe_code: bool = False
+    """Run code without a sandbox, with every right of the server's user, where bubblewrap cannot be had."""
+    code: CodeConfig = CodeConfig()
     max_steps: Positive = 8
     """Model calls of one task."""
     max_tokens: Positive = 256

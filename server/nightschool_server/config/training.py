@@ -165,6 +165,11 @@ class GateConfig(_Section):
     """Of the share of tasks in which a tool with external effects was called; it never runs in evaluation."""
     max_length_ratio: Annotated[float, Field(gt=0)] = 2.0
     """Completion tokens per step, candidate over incumbent."""
+    max_ability_loss_nats: Annotated[float, Field(ge=0)] = 0.2
+    """By how many nats a token neutral text may be less likely than to the base model."""
+    max_ability_base_nats: Annotated[float, Field(ge=0)] = 5.0
+    """Where the base model itself finds that text less likely than this, nats a token, it has no general ability to
+    lose, and the number is only reported."""
     max_pass_at_n_fall: Annotated[float, Field(ge=0, le=1)] = 1.0
     """How far pass@n of the sampled answers may fall. 1: it is only reported."""
 

@@ -9,9 +9,11 @@ import asyncio
 import base64
 import binascii
 import hashlib
+import json
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import mcp_types as types
 
@@ -29,6 +31,8 @@ class Observation:
     is_error: bool = False
     images: Mapping[str, bytes] = field(default_factory=dict)
     """Encoded bytes by sha256, in their order."""
+    is_json: bool = False
+    """Whether the text is the structured content's value, not a text about it."""
 
 
 async def observation_of(result: types.CallToolResult, limits: ImageLimits = DEFAULT_LIMITS) -> Observation:
@@ -49,8 +53,20 @@ def _observation(result: types.CallToolResult, limits: ImageLimits) -> Observati
     text = "\n".join(lines)
     if result.is_error:
         return Observation(f"error: {text or 'the tool failed and did not say why'}", True, images)
-    without = "1 image" if len(images) == 1 else f"{len(images)} images" if images else "done"
-    return Observation(text or without, False, images)
+    if images:
+        return Observation(text or ("1 image" if len(images) == 1 else f"{len(images)} images"), False, images)
+    return Observation(text or "done", is_json=_is_value(text, result.structured_content))
+
+
+def _is_value(text: str, structured: Any) -> bool:
+    """Whether `text` says as JSON what the structured content says; one value stands under `result` there."""
+    if structured is None:
+        return False
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return False
+    return structured in (value, {"result": value})
 
 
 def _line(block: types.ContentBlock, images: dict[str, bytes], limits: ImageLimits) -> str:

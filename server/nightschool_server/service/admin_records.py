@@ -122,6 +122,7 @@ def evaluation_to_proto(row: Row) -> admin_pb2.Evaluation:
         detectable=row["detectable"],
         rules=[admin_pb2.GateRule(**rule) for rule in json.loads(row["rules"])],
         sampled=_parsed(row["sampled"], admin_pb2.SampledResult()),
+        ability=_parsed(row["ability"], admin_pb2.Ability()),
         early_stop=_parsed(row["early_stop"], admin_pb2.EarlyStop()),
         notes=json.loads(row["notes"]),
         thresholds_json=row["thresholds"],

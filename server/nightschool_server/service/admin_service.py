@@ -16,7 +16,6 @@ from typing import Any
 import grpc
 from nightschool_proto.v1 import admin_pb2, admin_pb2_grpc
 
-from nightschool_server.agent.formats import action_format
 from nightschool_server.home import CORRECTIONS_FILE, THUMBS_FILE
 from nightschool_server.runtime import Runtime
 from nightschool_server.service import admin_pairs, admin_records
@@ -176,7 +175,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         runtime = self._runtime
         if name := FEEDBACK_FILES.get(request.rows):
             return admin_pairs.export_feedback(runtime.home, runtime.store, name, request.cycle_id)
-        tools = action_format(runtime.config.agent).shown(runtime.tools.tools)
+        tools = runtime.action_format.shown(runtime.tools.tools)
         return admin_pairs.export_pairs(runtime.store, request.cycle_id, tools)
 
     async def ForgetUser(self, request: admin_pb2.ForgetUserRequest, context: Context) -> admin_pb2.ForgetUserResponse:

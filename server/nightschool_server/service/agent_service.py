@@ -54,6 +54,15 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
             async for event in events:
                 yield event
 
+    async def Score(self, request: agent_pb2.ScoreRequest, context: Context) -> agent_pb2.ScoreResponse:
+        """How likely a given answer is."""
+        call = await self._call_of(
+            agent_pb2.GenerateRequest(
+                messages=request.messages, tools=request.tools, adapter=request.adapter, priority=request.priority
+            )
+        )
+        return await self._generator.score(call, wire.bounded(request.continuation, "continuation"), current_caller())
+
     async def RunTask(
         self, request_iterator: AsyncIterator[agent_pb2.RunTaskRequest], context: Context
     ) -> AsyncIterator[agent_pb2.RunTaskResponse]:

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from dataclasses import replace
 
-from nightschool_proto.v1 import agent_pb2
+from nightschool_proto.v1 import agent_pb2, content_pb2
 
 from nightschool_server import engine
 from nightschool_server.agent.formats import call_form, check_form
@@ -48,6 +48,19 @@ class Generator:
             async with aclosing(self._run(call, method, caller, claim)) as events:
                 async for event in events:
                     yield event
+
+    async def score(self, call: ModelCall, continuation: str, caller: Caller) -> agent_pb2.ScoreResponse:
+        """How likely `continuation` is as the answer to the call. Nothing of it is kept."""
+        runtime = self._runtime
+        images = await runtime.images.bytes_of(call.images, keep=False)
+        async with runtime.registry.route(None, call.adapter, caller.name, unproven=caller.scope == "admin") as lease:
+            prompt = engine.Prompt(call.messages, call.tools, images)
+            found = await runtime.engine.score(prompt, continuation, adapter=lease.adapter, priority=call.priority)
+            return agent_pb2.ScoreResponse(
+                adapter=lease.adapter,
+                tokens=content_pb2.Tokens(ids=found.token_ids, logprobs=found.logprobs),
+                num_prompt_tokens=found.num_prompt_tokens,
+            )
 
     async def _run(self, call: ModelCall, method: Method, caller: Caller, claim: Claim) -> Events:
         runtime, recorder = self._runtime, self._recorder

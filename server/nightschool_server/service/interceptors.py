@@ -45,7 +45,7 @@ ENDLESS = frozenset({"/nightschool.v1.AdminService/WatchCycle", "/nightschool.v1
 BOUNDED_BY_THEMSELVES = frozenset(f"/{AGENT_SERVICE}/{name}" for name in ("RunTask", "UploadBlob", "DownloadBlob"))
 """Methods whose own limits (agent.max_task_s, agent.max_file_bytes) are meant to end them first."""
 
-MODEL_CALLS = frozenset(f"/{AGENT_SERVICE}/{name}" for name in ("Generate", "StreamGenerate", "RunTask"))
+MODEL_CALLS = frozenset(f"/{AGENT_SERVICE}/{name}" for name in ("Generate", "StreamGenerate", "Score", "RunTask"))
 """Methods that need the engine."""
 
 Context = grpc.aio.ServicerContext[Any, Any]

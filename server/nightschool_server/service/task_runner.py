@@ -22,11 +22,11 @@ from nightschool_server import chat
 from nightschool_server.agent import episode
 from nightschool_server.agent import loop as agent
 from nightschool_server.agent.executors import ClientExecutor, RoutingExecutor, ToolExecutor
-from nightschool_server.agent.formats import action_format, call_form, check_form
+from nightschool_server.agent.formats import call_form, check_form
 from nightschool_server.app import App
 from nightschool_server.auth import Caller
 from nightschool_server.engine import Delta, Sampling
-from nightschool_server.errors import InvalidRequestError
+from nightschool_server.errors import AppError, InvalidRequestError
 from nightschool_server.ids import new_id
 from nightschool_server.runtime import Runtime
 from nightschool_server.service import wire
@@ -174,7 +174,6 @@ class TaskRunner:
         put: Callable[[Item | None], None],
     ) -> None:
         runtime, call = self._runtime, served.call
-        config = runtime.config.agent
 
         async def on_event(event: episode.Event) -> None:
             match event:
@@ -191,7 +190,7 @@ class TaskRunner:
                 case episode.StepFinished():
                     pass
 
-        executor, written = self._executor(call, client), action_format(config)
+        executor, written = self._executor(call, client), runtime.action_format
         start = episode.Episode(
             messages=written.begin(with_system_prompt(runtime.app, call.messages), executor.tools),
             state=await inputs.files.place(initial_state(runtime.app, root)),
@@ -214,7 +213,12 @@ class TaskRunner:
             timeout_s=runtime.config.agent.client_tool_timeout_s,
             max_output_chars=runtime.config.agent.max_output_chars,
         )
-        return RoutingExecutor(runtime.tools, theirs, runtime.app.tool_order if runtime.app else ())
+        both = RoutingExecutor(runtime.tools, theirs, runtime.app.tool_order if runtime.app else ())
+        try:
+            runtime.action_format.check(both.tools)
+        except AppError as error:
+            raise InvalidRequestError("start.client_tools", str(error)) from None
+        return both
 
     @contextmanager
     def _workspace(self, response_id: str) -> Iterator[Path]:

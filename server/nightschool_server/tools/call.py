@@ -27,8 +27,8 @@ MAX_TRACEBACK_CHARS = 4000
 def perform(app: App, call: dict[str, Any]) -> dict[str, Any]:
     """Run `{"name", "arguments", "state", "workspace", "max_output_chars", "simulate"}`.
 
-    Gives `{"failure", "content", "state"?, "returned"?, "traceback"?}`; the state is there only where the call
-    succeeded, what it returned where that is more than text. Changes the working directory.
+    Gives `{"failure", "content", "state"?, "is_json"?, "returned"?, "traceback"?}`; the state is there only where the
+    call succeeded, what it returned where that is more than text. Changes the working directory.
     """
     tool = app.tool(call["name"]) or app.simulator(call["name"])
     if tool is None:
@@ -42,14 +42,17 @@ def perform(app: App, call: dict[str, Any]) -> dict[str, Any]:
     except (TypeError, ValueError) as error:
         return _failure("schema", str(error))
     try:
-        content, items = _rendered(_run(prepared), workspace)
+        value = _run(prepared)
+        content, items = _rendered(value, workspace)
         state = _state_after(tool, context, call["state"])
     except BaseException as error:
         return {
             **_failure("execution", describe_error(error)),
             "traceback": traceback.format_exc()[-MAX_TRACEBACK_CHARS:],
         }
-    reply = {"failure": "", "content": truncate(content, call["max_output_chars"]), "state": state}
+    shown = truncate(content, call["max_output_chars"])
+    is_json = not items and shown is content and not (value is None or isinstance(value, str))
+    reply = {"failure": "", "content": shown, "state": state, "is_json": is_json}
     return {**reply, "returned": items} if items else reply
 
 

@@ -7,7 +7,7 @@ kept, the others are discarded, and nothing of them reaches a sibling or the con
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,8 @@ class ToolState:
     """Workspaces are made in this folder."""
     workspace: Path | None = None
     """None until a tool writes a file."""
+    variables: bytes = field(default=b"", repr=False)
+    """Of code that the model wrote, as a sandbox pickled them; only ever read inside one."""
 
     @classmethod
     def initial(cls, app: App, root: Path) -> ToolState:

@@ -14,11 +14,11 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Coroutine
 from typing import Any, cast
 
 from nightschool_server.errors import AppError
 from nightschool_server.tools.process import MAX_FRAME_BYTES, frame
+from nightschool_server.uninterrupted import uninterrupted
 
 logger = logging.getLogger(__name__)
 
@@ -105,14 +105,14 @@ class ToolWorker:
             async with asyncio.timeout(timeout_s):
                 reply = await asyncio.shield(receiving)
         except TimeoutError:
-            await self._uninterrupted(self._clear(receiving))
+            await uninterrupted(self._clear(receiving))
             return _failed("timeout", f"the tool did not end within {timeout_s:.3g} s and was killed")
         except BaseException:
-            await self._uninterrupted(self._clear(receiving))
+            await uninterrupted(self._clear(receiving))
             raise
         if reply is None:
             logger.warning("tool_worker=died tool=%s", call["name"])
-            await self._uninterrupted(self.stop())
+            await uninterrupted(self.stop())
             return _failed("execution", "the tool worker died")
         return reply
 
@@ -144,19 +144,6 @@ class ToolWorker:
         except TimeoutError:
             logger.warning("tool_worker=stuck")
         await self.stop()
-
-    @staticmethod
-    async def _uninterrupted(cleaning: Coroutine[Any, Any, None]) -> None:
-        """Wait for `cleaning` to its end; a cancellation that comes meanwhile is raised after it."""
-        task = asyncio.create_task(cleaning)
-        cancelled: asyncio.CancelledError | None = None
-        while not task.done():
-            try:
-                await asyncio.shield(task)
-            except asyncio.CancelledError as error:
-                cancelled = error
-        if cancelled is not None:
-            raise cancelled
 
 
 def _python_path() -> list[str]:

@@ -24,7 +24,7 @@ from nightschool_server.tools.worker import ToolWorker
 
 logger = logging.getLogger(__name__)
 
-ToolFailure = Literal["", "schema", "execution", "timeout", "unknown_tool", "refused"]
+ToolFailure = Literal["", "parse", "schema", "execution", "timeout", "unknown_tool", "refused"]
 """Why a call gave an error; "refused": practice may not run it, which is not the model's fault."""
 
 
@@ -62,6 +62,10 @@ class ToolOutcome:
     """Whether a simulator answered in the tool's place."""
     files: tuple[ReturnedFile, ...] = ()
     """That the call gave back; the content has a line of each."""
+    is_json: bool = False
+    """Whether the content is a value as JSON, not text: code that calls the tool gets the value."""
+    answer: str | None = None
+    """The final answer, where the call ended the task."""
 
 
 class ToolWorkers:
@@ -214,6 +218,7 @@ def _outcome(reply: dict[str, Any], state: ToolState, contents: Contents, durati
         duration_s,
         contents.images,
         files=contents.files,
+        is_json=bool(reply.get("is_json")),
     )
 
 
