@@ -54,6 +54,7 @@ def protocol_of(cycle: Cycle, base_model_digest: str) -> str:
                 [action_format(cycle.agent).name, asdict(task_limits(cycle)), asdict(call_limits(cycle.agent))],
                 [config.temperature, config.top_p],
                 list(config.refusal_patterns),
+                *([cycle.agent.code.model_dump()] if cycle.agent.action_format == "code" else []),
             ]
         ).encode()
     ).hexdigest()
