@@ -24,7 +24,8 @@ import time
 from typing import Any
 
 from nightschool_server.config.code import CodeConfig
-from nightschool_server.sandbox.sandbox import CodeStep, Function, Reply, open_sandbox
+from nightschool_server.sandbox.proof import open_sandbox
+from nightschool_server.sandbox.sandbox import CodeStep, Function, Reply
 
 STEPS = {"empty": "None", "variables": "x = x + 1 if 'x' in globals() else 0", "ten_calls": "for _ in range(10): f()"}
 

@@ -7,7 +7,8 @@ import asyncio
 import pytest
 from nightschool_server.config.code import CodeConfig
 from nightschool_server.errors import FailedPreconditionError
-from nightschool_server.sandbox.sandbox import Sandbox, prove
+from nightschool_server.sandbox.proof import prove
+from nightschool_server.sandbox.sandbox import Sandbox
 
 
 def _missing() -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from nightschool_learner.endpoint_records import RoleCost
 from nightschool_learner.evaluation_records import EvaluationRow
@@ -179,6 +179,7 @@ class CriticFigures:
     num_comparisons: int
     num_first_won: int
     num_second_won: int
+    """Of readable answers, where both orders were asked: what is asked first has the likelier action in front."""
     num_invalid: int
     num_duels: int
     decided_by: Mapping[str, int]
@@ -240,7 +241,8 @@ class Changed:
 
     task_id: str
     family: str
-    became: Literal["right", "wrong"]
+    became: Literal["right", "wrong", "better", "worse"]
+    """The last two where a judge compared answers."""
     question: str
     """Empty where the set is another one by now."""
     images: tuple[str, ...]
@@ -295,6 +297,8 @@ class Report:
     examples: Examples
     practice: PracticeFigures
     critic: CriticFigures
+    critic_audit: Mapping[str, Any] | None
+    """The critic against the gold set, as `audit.Audit.to_json` gives it."""
     training: Training | None
     evaluation: EvaluationRow | None
     changed: tuple[Changed, ...]

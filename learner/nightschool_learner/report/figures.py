@@ -13,6 +13,7 @@ from typing import Any
 from nightschool_server.store.store import Store
 
 from nightschool_learner import practice_counts, records
+from nightschool_learner.evaluation_records import EvaluationRow
 from nightschool_learner.report.contents import (
     CriticFigures,
     CycleFacts,
@@ -114,11 +115,17 @@ def critic_figures(store: Store, cycle_id: str, stages: Sequence[StageFacts]) ->
         f"WHERE d.component <> 'facts' AND w.final = l.final AND d.step_id IN ({_STEPS})",
         (cycle_id,),
     )[0]
+    orders = store.query(
+        "SELECT COALESCE(SUM(c.verdict = 'first'), 0) AS first, COALESCE(SUM(c.verdict = 'second'), 0) AS second "
+        "FROM critiques c JOIN critiques r ON r.step_id = c.step_id AND r.first = c.second AND r.second = c.first "
+        f"WHERE c.verdict <> 'invalid' AND r.verdict <> 'invalid' AND c.step_id IN ({_STEPS})",
+        (cycle_id,),
+    )[0]
     rubrics = store.query(f"SELECT DISTINCT rubric FROM critiques WHERE step_id IN ({_STEPS})", (cycle_id,))
     return CriticFigures(
         num_comparisons=practice_counts.num_critiques(store, cycle_id),
-        num_first_won=counts.get("verdict_first", 0),
-        num_second_won=counts.get("verdict_second", 0),
+        num_first_won=int(orders["first"]),
+        num_second_won=int(orders["second"]),
         num_invalid=counts.get("verdict_invalid", 0),
         num_duels=len(duels),
         decided_by=_sorted(Counter(d["component"] for d in duels if d["winner"] is not None)),
@@ -134,7 +141,9 @@ def critic_figures(store: Store, cycle_id: str, stages: Sequence[StageFacts]) ->
     )
 
 
-def token_uses(stages: Sequence[StageFacts], critic: CriticFigures) -> tuple[TokenUse, ...]:
+def token_uses(
+    stages: Sequence[StageFacts], critic: CriticFigures, row: EvaluationRow | None
+) -> tuple[TokenUse, ...]:
     """Tokens by role, as the stages counted them."""
     counts = {stage.name: stage.counts for stage in stages}
     uses = (
@@ -142,6 +151,7 @@ def token_uses(stages: Sequence[StageFacts], critic: CriticFigures) -> tuple[Tok
         TokenUse("practice", "trying actions", counts.get("explore", {}).get("tokens", 0), None),
         TokenUse("critic", "comparing", critic.completion_tokens, critic.prompt_tokens),
         TokenUse("evaluation", "test tasks", counts.get("evaluate", {}).get("completion_tokens", 0), None),
+        TokenUse("judge", "judging answers to test tasks", 0, row.judge.prompt_tokens if row and row.judge else None),
     )
     return tuple(use for use in uses if use.written or use.read)
 

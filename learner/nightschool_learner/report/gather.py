@@ -5,6 +5,7 @@ from __future__ import annotations
 from nightschool_server.evaluation_set import EvaluationSet
 from nightschool_server.store.store import Store
 
+from nightschool_learner.audit import latest_audit
 from nightschool_learner.endpoint_records import costs_of
 from nightschool_learner.evaluation_records import evaluation_of
 from nightschool_learner.report import figures, proof
@@ -29,10 +30,11 @@ def build(store: Store, cycle_id: str, held_out: EvaluationSet | None = None) ->
         examples=examples_of(store, cycle_id),
         practice=practice,
         critic=critic,
+        critic_audit=latest_audit(store, cycle_id),
         training=proof.training_of(folder),
         evaluation=evaluation,
         changed=proof.changed_tasks(store, evaluation, held_out) if evaluation else (),
         lineage=proof.lineage_of(store, facts, folder),
-        tokens=figures.token_uses(stages, critic),
+        tokens=figures.token_uses(stages, critic, evaluation),
         endpoints=tuple(costs_of(store, cycle_id)),
     )

@@ -7,14 +7,14 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from nightschool_server.evaluation_set import EvaluationSet, EvaluationTask
 from nightschool_server.store.store import Store
 from pydantic import ValidationError
 
 from nightschool_learner.evaluation_records import EvaluationRow
-from nightschool_learner.evaluation_results import Basis, TaskResult, results_of
+from nightschool_learner.evaluation_results import GREEDY, Basis, TaskResult, results_of
 from nightschool_learner.examiner import read_images
 from nightschool_learner.manifest import Result, RunFolder
 from nightschool_learner.report.contents import Attempt, Changed, CycleFacts, Lineage, Link, Training
@@ -23,6 +23,9 @@ from nightschool_learner.report.examples import seed_requests_of
 
 MAX_CHANGED = 20
 """Held-out tasks shown that became right, and as many that became wrong."""
+
+Became = Literal["right", "wrong", "better", "worse"]
+_GAINED, _LOST = ("right", "better"), ("wrong", "worse")
 
 
 def training_of(folder: Path) -> Training | None:
@@ -44,16 +47,20 @@ def training_of(folder: Path) -> Training | None:
 
 
 def changed_tasks(store: Store, row: EvaluationRow, held_out: EvaluationSet | None) -> tuple[Changed, ...]:
-    """Tasks that the candidate solved and the incumbent did not, and the other way round: losses first."""
+    """Tasks that the candidate solved and the incumbent did not, and the other way round: losses first.
+
+    Where tasks have no answers, those whose answer the judge preferred in both orders.
+    """
     basis = Basis(row.set_digest, row.protocol)
     before, after = (results_of(store, basis, name) for name in (row.incumbent, row.candidate))
     known = held_out.tasks if held_out is not None and held_out.digest == row.set_digest else ()
     tasks = {task.id: task for task in known}
-    greedy = [key for key in before if key[1] == 0 and key in after]
-    flipped = [key for key in greedy if before[key].success != after[key].success]
-    lost, gained = ([after[key] for key in flipped if after[key].success is won] for won in (False, True))
+    greedy = [key for key in before if key[1] == GREEDY and key in after]
+    judged = _judged(store, row) if row.judge else None
+    became = {key: _became(before[key], after[key], judged) for key in greedy}
+    lost, gained = ([after[key] for key in greedy if became[key] in kind] for kind in (_LOST, _GAINED))
     return tuple(
-        _changed(tasks.get(result.task_id), row, before[result.key], result)
+        _changed(tasks.get(result.task_id), row, became[result.key], (before[result.key], result))
         for results in (lost, gained)
         for result in by_turns(results)[:MAX_CHANGED]
     )
@@ -96,11 +103,31 @@ def lineage_of(store: Store, facts: CycleFacts, folder: Path) -> Lineage:
     )
 
 
-def _changed(task: EvaluationTask | None, row: EvaluationRow, before: TaskResult, after: TaskResult) -> Changed:
+def _became(before: TaskResult, after: TaskResult, judged: Mapping[str, Became] | None) -> Became | None:
+    if judged is not None:
+        return judged.get(after.task_id)
+    return None if before.success == after.success else "right" if after.success else "wrong"
+
+
+def _judged(store: Store, row: EvaluationRow) -> dict[str, Became]:
+    """What became of a task's answer, where the judge preferred the same one in both orders."""
+    found = store.query(
+        "SELECT task_id, MIN(winner) AS winner FROM evaluation_judgements WHERE cycle_id = ? "
+        "GROUP BY task_id HAVING COUNT(*) = 2 AND MIN(winner) = MAX(winner) AND MIN(winner) <> 'none'",
+        (row.cycle_id,),
+    )
+    return {one["task_id"]: "better" if one["winner"] == "candidate" else "worse" for one in found}
+
+
+def _changed(
+    task: EvaluationTask | None, row: EvaluationRow, became: Became | None, results: tuple[TaskResult, TaskResult]
+) -> Changed:
+    before, after = results
+    assert became is not None, "only tasks that changed are shown"
     return Changed(
         task_id=after.task_id,
         family=after.family,
-        became="right" if after.success else "wrong",
+        became=became,
         question=shown(task.prompt) if task else "",
         images=tuple(read_images(task)) if task else (),
         expected=shown(task.answer) if task else "",

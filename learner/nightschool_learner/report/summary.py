@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from nightschool_learner.evaluation_records import EvaluationRow
 from nightschool_learner.gate import Rule
+from nightschool_learner.judge import JudgeResult
 from nightschool_learner.report.contents import Report
 from nightschool_learner.report.words import RULES
 
@@ -52,16 +53,30 @@ def points(share: float) -> str:
 def _measured(row: EvaluationRow | None) -> tuple[str, ...]:
     if row is None:
         return ()
+    if row.judge:
+        return (_preferred(row, row.judge), _rules(row))
     difference = row.candidate_success - row.incumbent_success
-    held = sum(rule.held for rule in row.rules if rule.decides)
     return (
         f"Of {row.n} test tasks that neither training nor practice ever saw, the new adapter solved "
         f"{row.candidate_success:.1%}, the old one {row.incumbent_success:.1%}: {points(difference)} points "
         f"({row.interval_level:.0%} interval {points(row.interval_low)} to {points(row.interval_high)}).",
         f"It solved {row.num_gained} that the old one did not, and lost {row.num_lost}; "
         f"{_chance(row.p_value)}.",
-        f"{held} of {sum(rule.decides for rule in row.rules)} rules that decide held.",
+        _rules(row),
     )  # fmt: skip
+
+
+def _preferred(row: EvaluationRow, judge: JudgeResult) -> str:
+    return (
+        f"On {row.n} test tasks that neither training nor practice ever saw, a judge ({judge.name}) preferred the new "
+        f"adapter's answer {judge.num_won} times, the old one's {judge.num_lost} times, and neither {judge.num_tied} "
+        f"times; {_chance(row.p_value)}."
+    )
+
+
+def _rules(row: EvaluationRow) -> str:
+    deciding = [rule.held for rule in row.rules if rule.decides]
+    return f"{sum(deciding)} of {len(deciding)} rules that decide held."
 
 
 def _chance(p: float) -> str:

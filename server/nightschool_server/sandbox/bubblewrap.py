@@ -79,7 +79,7 @@ def bwrap_path() -> str:
     if sys.platform != "linux":
         raise FailedPreconditionError(f"bubblewrap needs Linux, this is {sys.platform}")
     if (path := shutil.which("bwrap")) is None:
-        raise FailedPreconditionError("bwrap is not on the PATH: install bubblewrap")
+        raise FailedPreconditionError("bwrap is not on the PATH")
     return path
 
 
