@@ -41,6 +41,9 @@ CONFIG_FILE = "config.json"
 RECONNECT_S = 1.0
 """Between two attempts to take up a cycle whose server, or whose store's lock, was not to be had."""
 
+REPORTS_S = 30.0
+"""Between two looks whether reports are missing."""
+
 
 @dataclass
 class Learner:
@@ -54,6 +57,9 @@ class Learner:
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     """Set on SIGTERM; a running cycle is left for the next learner."""
     _renewed_at: float = 0.0
+    _reports_due_at: float = 0.0
+    _unreported: set[str] = field(default_factory=set)
+    """Cycles whose report could not be written by this process."""
     _taken: str = ""
     """The cycle that this process runs or ran last."""
     _tools: tuple[ToolSpec, ...] | None = None
@@ -61,9 +67,9 @@ class Learner:
 
     async def run(self) -> None:
         """Run cycles as they are queued, until `stopping` is set."""
-        await asyncio.to_thread(report.write_missing, self.store, self.app)
         is_waiting = False
         while not self.stopping.is_set():
+            await self._report_missing()
             row = records.open_cycle(self.store)
             if row is None or self._held_by_other(row) or (records.is_paused(self.store) and not row.cancel_reason):
                 await self._rest(self.config.learner.poll_s)
@@ -83,6 +89,23 @@ class Learner:
             else:
                 is_waiting = False
 
+    async def _report_missing(self) -> None:
+        """Write the reports that are missing, now and then."""
+        if time.monotonic() < self._reports_due_at:
+            return
+        for cycle_id in await asyncio.to_thread(report.missing, self.store):
+            if cycle_id not in self._unreported:
+                await self._report(cycle_id)
+        self._reports_due_at = time.monotonic() + REPORTS_S
+
+    async def _report(self, cycle_id: str) -> None:
+        """Write a cycle's report; where that fails the cycle stands as it ended, and the next learner tries again."""
+        try:
+            await asyncio.to_thread(report.write, self.store, cycle_id, self.app)
+        except Exception:  # a boundary: what is written about a cycle must not stop the next one
+            logger.exception("event=report_failed cycle=%s", cycle_id)
+            self._unreported.add(cycle_id)
+
     async def _run_cycle(self, row: CycleRow) -> None:
         async with connect(self.home) as client:
             try:
@@ -98,7 +121,7 @@ class Learner:
             if state is None:
                 return
             records.finish(self.store, cycle.id, state, outcome)
-            await asyncio.to_thread(report.write, self.store, cycle.id, self.app)
+            await self._report(cycle.id)
             records.set_last_error(self.store, outcome if state == "failed" else "")
             logger.info("event=cycle_ended cycle=%s state=%s outcome=%s", cycle.id, state, outcome)
 

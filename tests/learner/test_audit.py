@@ -21,6 +21,7 @@ from nightschool_learner.label_command import ask_all, take_file
 from nightschool_learner.labels import insert_label, offers
 from nightschool_learner.panel import JudgeComponent, Panel
 from nightschool_learner.prompts import CandidateView
+from nightschool_learner.report.gather import build
 from nightschool_learner.stages import Cycle
 from nightschool_server.config.roles import CriticConfig
 from nightschool_server.errors import AppError, InvalidRequestError

@@ -48,7 +48,7 @@ def line_chart(title: str, lines: Sequence[Points]) -> Markup:
     xs = [x for points in thinned for x, _ in points]
     ys = [y for points in thinned for _, y in points]
     low, high = _padded(min(ys), max(ys))
-    left, right = min(xs), max(max(xs), min(xs) + 1)
+    left, right = min(xs), max(*xs, min(xs) + 1)
 
     def place(x: float, y: float) -> str:
         across = LEFT + (x - left) / (right - left) * (WIDTH - LEFT - RIGHT)
@@ -77,7 +77,9 @@ def interval_chart(low: float, high: float, middle: float) -> Markup:
     parts = [
         Markup('<line class="zero" x1="{0:.1f}" x2="{0:.1f}" y1="6" y2="38"/>').format(zero),
         Markup('<text class="tick" x="{:.1f}" y="54" text-anchor="middle">no change</text>').format(zero),
-        Markup('<line class="whisker {}" x1="{:.1f}" x2="{:.1f}" y1="22" y2="22"/>').format(kind, place(low), place(high)),
+        Markup('<line class="whisker {}" x1="{:.1f}" x2="{:.1f}" y1="22" y2="22"/>').format(
+            kind, place(low), place(high)
+        ),
         Markup('<circle class="mark {}" cx="{:.1f}" cy="22" r="5"/>').format(kind, place(middle)),
     ]
     says = f"difference {middle * 100:+.1f} points, from {low * 100:+.1f} to {high * 100:+.1f}"
@@ -123,7 +125,8 @@ def _grid(low: float, high: float) -> Markup:
 def _x_ends(left: float, right: float) -> Markup:
     y = HEIGHT - 6
     return Markup(
-        '<text class="tick" x="{}" y="{}">step {:g}</text><text class="tick" x="{}" y="{}" text-anchor="end">{:g}</text>'
+        '<text class="tick" x="{}" y="{}">step {:g}</text>'
+        '<text class="tick" x="{}" y="{}" text-anchor="end">{:g}</text>'
     ).format(LEFT, y, left, WIDTH - RIGHT, y, right)
 
 

@@ -63,19 +63,18 @@ def funnel_steps(counts: Mapping[str, int], stages: Sequence[StageFacts], figure
     of_seeds, of_tasks, of_pairs, of_training = (
         by_name[name].counts if name in by_name else {} for name in ("seeds", "synthesize", "pairs", "train")
     )
-    dropped_seeds = _left_out(of_seeds)
     num_undecided = counts["steps"] - counts["steps_decided"]
     undecided = {key: n for key, n in figures.picked_by.items() if key in ("agreed", "fallback")}
-    dropped_pairs = _left_out(of_pairs)
+    dropped_tasks = tuple(_left_out(of_tasks))
     steps = [
-        _step("seeds", "logged requests chosen", counts["seeds"], dropped_seeds),
-        FunnelStep("synthesize", "new tasks written", counts["tasks_kept"], counts["slots"], tuple(_left_out(of_tasks))),
+        _step("seeds", "logged requests chosen", counts["seeds"], _left_out(of_seeds)),
+        FunnelStep("synthesize", "new tasks written", counts["tasks_kept"], counts["slots"], dropped_tasks),
         FunnelStep("explore", "tasks practised", counts["rollouts"], counts["tasks_kept"], ()),
         FunnelStep(
             "critique", "steps with a sure winner", counts["steps_decided"], counts["steps"],
             tuple(_reasons(undecided)) if num_undecided else (),
         ),
-        _step("pairs", "preference pairs", counts["pairs"], dropped_pairs),
+        _step("pairs", "preference pairs", counts["pairs"], _left_out(of_pairs)),
     ]  # fmt: skip
     if "pairs" in of_training:
         steps.append(_step("train", "pairs trained on", of_training["pairs"], _left_out(of_training)))
@@ -141,9 +140,7 @@ def critic_figures(store: Store, cycle_id: str, stages: Sequence[StageFacts]) ->
     )
 
 
-def token_uses(
-    stages: Sequence[StageFacts], critic: CriticFigures, row: EvaluationRow | None
-) -> tuple[TokenUse, ...]:
+def token_uses(stages: Sequence[StageFacts], critic: CriticFigures, row: EvaluationRow | None) -> tuple[TokenUse, ...]:
     """Tokens by role, as the stages counted them."""
     counts = {stage.name: stage.counts for stage in stages}
     uses = (

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from nightschool_server.app import App, load_evaluation
@@ -16,6 +15,7 @@ from nightschool_server.store.store import Store
 
 from nightschool_learner.examiner import read_images
 from nightschool_learner.report.contents import Report
+from nightschool_learner.report.figures import funnel_counts
 from nightschool_learner.report.gather import build
 from nightschool_learner.report.page import render
 
@@ -23,23 +23,29 @@ from nightschool_learner.report.page import render
 def write(store: Store, cycle_id: str, app: App) -> None:
     """Write the report of a cycle that has ended, both files."""
     held_out = _held_out(app)
-    report = build(store, cycle_id, held_out)
-    texts = {"html": render(report, store, _pictures(report, held_out)), "json": as_json(report)}
     folder = store.home.cycles / cycle_id
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    for kind, name in REPORT_FILES.items():
-        partial = folder / f".{name}"
-        partial.write_text(texts[kind], encoding="utf-8")
-        partial.chmod(0o600)
-        partial.replace(folder / name)
+    report: Report | None = None
+    # Somebody may be forgotten while it is written: what it says must still be in the rows.
+    while report is None or funnel_counts(store, cycle_id) != report.funnel:
+        report = build(store, cycle_id, held_out)
+        texts = {"html": render(report, store, _pictures(report, held_out)), "json": as_json(report)}
+        for kind, name in REPORT_FILES.items():
+            partial = folder / f".{name}"
+            partial.write_text(texts[kind], encoding="utf-8")
+            partial.chmod(0o600)
+            partial.replace(folder / name)
 
 
-def write_missing(store: Store, app: App) -> None:
-    """Write the report of every cycle that ended without one: its learner was killed, or a user was forgotten."""
-    for row in store.query("SELECT id FROM cycles WHERE started_at IS NOT NULL AND ended_at IS NOT NULL ORDER BY id"):
-        folder = store.home.cycles / row["id"]
-        if folder.is_dir() and not all((folder / name).exists() for name in REPORT_FILES.values()):
-            write(store, row["id"], app)
+def missing(store: Store) -> list[str]:
+    """Cycles that ended and have no report: their learner was killed, or they showed a user who is forgotten."""
+    rows = store.query("SELECT id FROM cycles WHERE started_at IS NOT NULL AND ended_at IS NOT NULL ORDER BY id")
+    folders = [store.home.cycles / row["id"] for row in rows]
+    return [
+        folder.name
+        for folder in folders
+        if folder.is_dir() and not all((folder / name).exists() for name in REPORT_FILES.values())
+    ]
 
 
 def as_json(report: Report) -> str:

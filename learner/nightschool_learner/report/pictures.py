@@ -27,6 +27,7 @@ class Album:
     store: Store
     held_out: Mapping[str, bytes]
     """Pictures of held-out tasks by sha256, which the store does not keep."""
+    max_total_bytes: int = MAX_TOTAL_BYTES
     _uris: dict[str, str] = field(default_factory=dict)
     _num_bytes: int = 0
 
@@ -34,7 +35,7 @@ class Album:
         """The picture as a data URI; empty where it cannot be shown."""
         if sha256 not in self._uris:
             uri = _data_uri(self._bytes(sha256))
-            fits = self._num_bytes + len(uri) <= MAX_TOTAL_BYTES
+            fits = self._num_bytes + len(uri) <= self.max_total_bytes
             self._num_bytes += len(uri) if fits else 0
             self._uris[sha256] = uri if fits else ""
         return self._uris[sha256]

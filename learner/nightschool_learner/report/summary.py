@@ -90,7 +90,11 @@ def _round(times: float) -> str:
 
 
 def _failed_rules(row: EvaluationRow | None) -> tuple[str, ...]:
-    return tuple(f"It failed the rule \"{rule_title(rule).lower()}\": {rule.text}." for rule in row.rules if _failed(rule)) if row else ()
+    return (
+        tuple(f'It failed the rule "{rule_title(rule).lower()}": {rule.text}.' for rule in row.rules if _failed(rule))
+        if row
+        else ()
+    )
 
 
 def _failed(rule: Rule) -> bool:

@@ -5,7 +5,10 @@ from __future__ import annotations
 STAGES = {
     "seeds": ("Choosing requests", "Logged requests that their callers let the learner use; failures first."),
     "synthesize": ("Writing tasks", "The model wrote new tasks that are like the chosen requests."),
-    "explore": ("Practising", "The model tried several actions at every step of every task, each in a copy of its own."),
+    "explore": (
+        "Practising",
+        "The model tried several actions at every step of every task, each in a copy of its own.",
+    ),
     "critique": ("Comparing", "A critic compared what was tried. It runs while practice does, so their times overlap."),
     "pairs": ("Collecting preferences", "Steps with a sure winner became pairs: what was better, what was worse."),
     "train": ("Training", "A new adapter was trained on the pairs, starting from the one that served."),

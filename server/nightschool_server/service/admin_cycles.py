@@ -13,12 +13,14 @@ import os
 import sqlite3
 import time
 from collections.abc import AsyncGenerator
+from pathlib import Path
 
 from nightschool_proto.v1 import admin_pb2
 
 from nightschool_server.chat import canonical_json
 from nightschool_server.config.learner import LearnerConfig, with_overrides
 from nightschool_server.errors import FailedPreconditionError
+from nightschool_server.home import REPORT_FILES
 from nightschool_server.ids import new_id
 from nightschool_server.service.admin_records import CycleRows, cycle_rows, cycle_to_proto
 from nightschool_server.service.audit import audit
@@ -71,6 +73,21 @@ class CycleAdmin:
                         last = rows
                         continue
                 await asyncio.sleep(WATCH_POLL_S)
+
+    def report(self, cycle_id: str, kind: str) -> Path:
+        """The file of a cycle's report, html or json. Raises UnknownCycleError, FailedPreconditionError without one."""
+        if not cycle_rows(self._store, cycle_id).ended:
+            raise FailedPreconditionError(
+                f"cycle {cycle_id} has not ended: its report is written when it has "
+                f"(`nightschool cycles watch {cycle_id}`)"
+            )
+        path = self._store.home.cycles / cycle_id / REPORT_FILES[kind]
+        if not path.is_file():
+            raise FailedPreconditionError(
+                f"cycle {cycle_id} has no report: the learner writes it anew within a minute, "
+                "where the cycle ever began"
+            )
+        return path
 
     def cancel(self, actor: str, cycle_id: str, reason: str) -> admin_pb2.Cycle:
         """Ask the learner to stop a cycle; a queued one ends at once. Raises UnknownCycleError, FailedPreconditionError
