@@ -29,6 +29,7 @@ from nightschool_server.tools.placing import PlacedFile, place_files
 from nightschool_server.tools.state import ToolState
 
 from nightschool_learner import practice_counts, practice_records, records, seed_records
+from nightschool_learner.audit import audit_cycle, check_answers
 from nightschool_learner.comparisons import Court
 from nightschool_learner.critics import open_critic
 from nightschool_learner.critique import Critic
@@ -82,6 +83,8 @@ class ExploreStage:
             open_panel(cycle) as panel,
             open_format(cycle.agent) as action_format,
         ):
+            if ending := await audit_cycle(cycle, critic, panel):
+                return ending
             is_listwise = cycle.config.critic.protocol == "listwise"
             practice = Practice(
                 cycle_seed=cycle.seed,
@@ -110,7 +113,7 @@ class ExploreStage:
 
 
 class CritiqueStage:
-    """Closes the row that explore filled: by then every comparison has been made."""
+    """Closes the row that explore filled, and stops a cycle whose critic answered in a way that nobody can use."""
 
     name = "critique"
 
@@ -118,7 +121,7 @@ class CritiqueStage:
         num_compared = practice_counts.num_critiques(cycle.store, cycle.id)
         counts = practice_counts.critique_counts(cycle.store, cycle.id)
         cycle.progress(self.name).begin(num_compared, num_compared, counts)
-        return None
+        return check_answers(cycle)
 
 
 async def _rollout(practice: Practice, cycle: Cycle, task: TaskRow, known: RolloutRow | None, workspaces: Path) -> None:
