@@ -67,11 +67,12 @@ class Learner:
 
     async def run(self) -> None:
         """Run cycles as they are queued, until `stopping` is set."""
+        await self._report_missing()
         is_waiting = False
         while not self.stopping.is_set():
-            await self._report_missing()
             row = records.open_cycle(self.store)
             if row is None or self._held_by_other(row) or (records.is_paused(self.store) and not row.cancel_reason):
+                await self._report_missing()
                 await self._rest(self.config.learner.poll_s)
                 continue
             try:

@@ -271,15 +271,19 @@ async def test_the_report_of_a_cycle_is_given_out_once_the_cycle_has_ended(
 
     cycle = await trigger(wire, server)
     assert "has not ended" in (await refusal(cycle.id)).message
-    end(learner, cycle.id)
-    assert "writes it anew" in (await refusal(cycle.id)).message
     folder = server.home / "cycles" / cycle.id
     folder.mkdir()
     page = b"<!DOCTYPE html>" * 30_000  # more than one chunk
-    (folder / "report.html").write_bytes(page)
+    end(learner, cycle.id)
+    waiting = asyncio.create_task(report(cycle.id, "HTML"))
     (folder / "report.json").write_bytes(b"{}")
-    assert await report(cycle.id, "HTML") == await report(cycle.id, "FORMAT_UNSPECIFIED") == page
+    (folder / ".partial").write_bytes(page)
+    (folder / ".partial").replace(folder / "report.html")
+    assert await waiting == await report(cycle.id, "FORMAT_UNSPECIFIED") == page, "it is waited for at a cycle's end"
     assert await report(cycle.id, "JSON") == b"{}"
+    (folder / "report.html").unlink()
+    write(learner, "UPDATE cycles SET ended_at = ended_at - 60 WHERE id = ?", cycle.id)
+    assert "writes it anew" in (await refusal(cycle.id)).message
     assert (await refusal("../../secret")).code is grpc.StatusCode.NOT_FOUND
 
 

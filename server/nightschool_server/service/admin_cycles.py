@@ -28,6 +28,8 @@ from nightschool_server.service.wire_replies import timestamp
 from nightschool_server.store.store import Store
 
 WATCH_POLL_S = 0.2
+REPORT_WAIT_S = 5.0
+"""After a cycle's end."""
 ALIVE_S = 5.0
 """A learner that has not reported for so long does not run."""
 
@@ -74,14 +76,20 @@ class CycleAdmin:
                         continue
                 await asyncio.sleep(WATCH_POLL_S)
 
-    def report(self, cycle_id: str, kind: str) -> Path:
-        """The file of a cycle's report, html or json. Raises UnknownCycleError, FailedPreconditionError without one."""
-        if not cycle_rows(self._store, cycle_id).ended:
+    async def report(self, cycle_id: str, kind: str) -> Path:
+        """The file of a cycle's report, html or json. Raises UnknownCycleError, FailedPreconditionError without one.
+
+        A cycle that ended a moment ago is given the time to have its report written.
+        """
+        rows = await asyncio.to_thread(cycle_rows, self._store, cycle_id)
+        if not rows.ended:
             raise FailedPreconditionError(
                 f"cycle {cycle_id} has not ended: its report is written when it has "
                 f"(`nightschool cycles watch {cycle_id}`)"
             )
         path = self._store.home.cycles / cycle_id / REPORT_FILES[kind]
+        while not path.is_file() and time.time() - (rows.cycle["ended_at"] or 0) < REPORT_WAIT_S:
+            await asyncio.sleep(WATCH_POLL_S)
         if not path.is_file():
             raise FailedPreconditionError(
                 f"cycle {cycle_id} has no report: the learner writes it anew within a minute, "

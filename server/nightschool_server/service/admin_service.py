@@ -123,7 +123,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
     ) -> AsyncIterator[admin_pb2.GetCycleReportResponse]:
         """The report of a cycle that has ended."""
         kind = "json" if request.format == admin_pb2.GetCycleReportRequest.JSON else "html"
-        path = await asyncio.to_thread(self._cycles.report, identifier(request.id, "id"), kind)
+        path = await self._cycles.report(identifier(request.id, "id"), kind)
         whole = await asyncio.to_thread(path.read_bytes)
         for start in range(0, len(whole), EXPORT_CHUNK_BYTES):
             yield admin_pb2.GetCycleReportResponse(chunk=whole[start : start + EXPORT_CHUNK_BYTES])
