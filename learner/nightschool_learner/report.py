@@ -6,6 +6,7 @@ Owns `report.json` in the cycle's folder; everything in it is read from rows.
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from nightschool_server.store.store import Store
 from nightschool_learner import records
 from nightschool_learner.audit import latest_audit
 from nightschool_learner.endpoint_records import cost_report
+from nightschool_learner.evaluation_records import evaluation_of
 
 REPORT_FILE = "report.json"
 
@@ -49,16 +51,14 @@ def build(store: Store, cycle_id: str) -> dict[str, Any]:
     for stage in stages:
         if stage["started_at"] and stage["ended_at"]:
             stage["seconds"] = round(stage["ended_at"] - stage["started_at"], 3)
-    evaluations = store.query(
-        "SELECT * FROM evaluations WHERE cycle_id = ? ORDER BY created_at DESC LIMIT 1", (cycle_id,)
-    )
+    evaluation = evaluation_of(store, cycle_id)
     return {
         "cycle": cycle,
         "funnel": _funnel(store, cycle_id),
         "stages": stages,
         "endpoints": cost_report(store, cycle_id),
         "critic_audit": latest_audit(store, cycle_id),
-        "evaluation": dict(evaluations[0]) if evaluations else None,
+        "evaluation": asdict(evaluation) if evaluation else None,
     }
 
 

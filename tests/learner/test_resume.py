@@ -32,6 +32,8 @@ SMALL = (
     "train.epochs=6",
     "train.checkpoint_steps=2",
     "evaluate.max_tasks=40",
+    "evaluate.num_seeds=2",
+    "evaluate.max_sampled_tasks=4",
     "evaluate.concurrency=8",
     "poll_s=0.1",
 )
