@@ -143,7 +143,7 @@ def check_nothing_is_doubled(store: Store) -> None:
         "candidates": "step_id, position",
         "critiques": "step_id, first, second",
         "pairs": "step_id, chosen, rejected",
-        "evaluation_results": "set_digest, adapter, task_id",
+        "evaluation_results": "set_digest, protocol, adapter, task_id, draw",
         "adapters": "cycle_id",
         "evaluations": "cycle_id",
     }.items():
@@ -160,5 +160,6 @@ def check_the_cycle_is_whole(store: Store, home: Home, cycle_id: str) -> None:
     assert funnel["rollouts"] == funnel["tasks_kept"]
     assert store.query("SELECT * FROM rollouts WHERE state = 'running'") == []
     assert store.query("SELECT * FROM steps WHERE picked IS NULL") == []
-    assert count(store, "evaluation_results") == 80
+    # 40 tasks greedily and 4 of them twice more, on two adapters.
+    assert count(store, "evaluation_results") == 2 * (40 + 4 * 2)
     assert count(store, "adapters") == 1
