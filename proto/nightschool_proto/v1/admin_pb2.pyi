@@ -333,7 +333,7 @@ class Evaluation(google.protobuf.message.Message):
     """Digest of the held-out tasks, and which version of the application's set they are."""
     set_version: builtins.int
     detectable: builtins.float
-    """The true difference that n tasks find in 8 of 10 runs at p 0.05."""
+    """The true difference that n tasks find in 8 of 10 runs at the gate's p."""
     thresholds_json: builtins.str
     """The settings in force, as JSON."""
     @property
