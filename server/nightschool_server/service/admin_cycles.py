@@ -88,13 +88,14 @@ class CycleAdmin:
                 f"(`nightschool cycles watch {cycle_id}`)"
             )
         path = self._store.home.cycles / cycle_id / REPORT_FILES[kind]
-        while not path.is_file() and time.time() - (rows.cycle["ended_at"] or 0) < REPORT_WAIT_S:
+        deadline = (rows.cycle["ended_at"] or 0) + REPORT_WAIT_S
+        while not path.is_file():
+            if time.time() > deadline:
+                raise FailedPreconditionError(
+                    f"cycle {cycle_id} has no report: the learner writes it anew within a minute, "
+                    "where the cycle ever began"
+                )
             await asyncio.sleep(WATCH_POLL_S)
-        if not path.is_file():
-            raise FailedPreconditionError(
-                f"cycle {cycle_id} has no report: the learner writes it anew within a minute, "
-                "where the cycle ever began"
-            )
         return path
 
     def cancel(self, actor: str, cycle_id: str, reason: str) -> admin_pb2.Cycle:
