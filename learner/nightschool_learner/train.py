@@ -24,6 +24,7 @@ from nightschool_learner import records
 from nightschool_learner.elsewhere import Device, adapter_from_elsewhere, alarms_of, lent_device
 from nightschool_learner.errors import StageFailedError
 from nightschool_learner.manifest import (
+    Alarm,
     AlarmLimits,
     Hyperparameters,
     Manifest,
@@ -72,9 +73,11 @@ class TrainStage:
         result = folder.read_result() or await _train(cycle, folder, progress)
         progress.begin(result.num_steps, result.num_steps, _counts(result))
         await asyncio.to_thread(plot_training, folder.read_metrics(), result, cycle.folder / "plots")
+        if result.stopped:
+            logger.info("event=training_stopped cycle=%s reason=%s", cycle.id, result.stopped)
         for alarm in result.alarms:
             logger.warning("event=training_alarm cycle=%s alarm=%s message=%s", cycle.id, alarm.name, alarm.message)
-        if ending := _ending_of([alarm.message for alarm in result.alarms], cycle):
+        if ending := _ending_of(result.alarms, cycle):
             return ending
         await _register(cycle, result, progress)
         return None
@@ -101,6 +104,11 @@ def make_manifest(cycle: Cycle, folder: Path, base_model: str, base_digest: str)
             max_chosen_fall=config.max_chosen_fall,
             max_drift=config.max_drift,
             max_length_ratio=config.max_length_ratio,
+            max_margin=config.max_margin,
+            max_kl=config.max_kl,
+            max_anchor_fall=config.max_anchor_fall,
+            max_length_drift=config.max_length_drift,
+            stops=config.on_alarm == "stop",
         ),
         seed=cycle.seed % 2**32,
         placing=Placing(
@@ -137,6 +145,9 @@ def hyperparameters(config: TrainConfig) -> Hyperparameters:
         max_grad_norm=config.max_grad_norm,
         max_length=config.max_length,
         checkpoint_steps=config.checkpoint_steps,
+        validation_share=config.validation_share,
+        num_looks=config.num_looks,
+        patience=config.patience,
     )
 
 
@@ -165,10 +176,15 @@ async def _train_elsewhere(cycle: Cycle, folder: RunFolder, progress: Progress) 
     return None
 
 
-def _ending_of(alarms: Sequence[str], cycle: Cycle) -> Ending | None:
+def _ending_of(alarms: Sequence[Alarm], cycle: Cycle) -> Ending | None:
+    """What the alarms make of the cycle: a run that did not help its held-back rows is never evaluated."""
+    for alarm in alarms:
+        if alarm.name == "validation":
+            return Ending("rejected", f"training did not help what it held back: {alarm.message}")
     if not alarms or cycle.config.train.on_alarm != "reject":
         return None
-    return Ending("rejected", f"training raised an alarm and learner.train.on_alarm is 'reject': {'; '.join(alarms)}")
+    said = "; ".join(alarm.message for alarm in alarms)
+    return Ending("rejected", f"training raised an alarm and learner.train.on_alarm is 'reject': {said}")
 
 
 async def _train(cycle: Cycle, folder: RunFolder, progress: Progress) -> Result:
@@ -219,6 +235,8 @@ def _counts(result: Result) -> dict[str, int]:
     return {
         "pairs": result.num_pairs,
         "anchors": result.num_anchors,
+        "held_back": result.num_held_back,
+        "kept_step": result.kept_step,
         "dropped_too_long": result.num_dropped,
         "alarms": len(result.alarms),
     }

@@ -139,13 +139,19 @@ class PairCollator:
         marks_images = "mm_token_type_ids" in inspect.signature(model.forward).parameters
         return cls(pairs, anchors, renderer, pad_id, marks_images)
 
-    def dataset_rows(self) -> dict[str, list[Any]]:
-        """The columns of the dataset: indices of pairs, and of the anchors that go with each, dealt in turn."""
-        num_pairs = len(self.pairs)
-        return {
-            "row": list(range(num_pairs)),
-            ANCHORS: [list(range(i, len(self.anchors), num_pairs)) for i in range(num_pairs)],
-        }
+    def dataset_rows(
+        self, pairs: Sequence[int] | None = None, anchors: Sequence[int] | None = None
+    ) -> dict[str, list[Any]]:
+        """The columns of a dataset of some pairs (None: all): their indices, and the anchors dealt to them in turn."""
+        pairs = range(len(self.pairs)) if pairs is None else pairs
+        anchors = range(len(self.anchors)) if anchors is None else anchors
+        return {"row": list(pairs), ANCHORS: [list(anchors[i :: len(pairs)]) for i in range(len(pairs))]}
+
+    def prompts(self, pairs: Sequence[int]) -> list[dict[str, Tensor]]:
+        """The prompt of each of these pairs as a batch of its own, each prompt once."""
+        distinct = {tuple(self.pairs[i].prompt_ids): self.pairs[i] for i in pairs}
+        batches = [self._pad_sequences([(pair, [])]) for pair in distinct.values()]
+        return [{key: value for key, value in batch.items() if key != "completion_mask"} for batch in batches]
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The batch of rows of the dataset: ids and masks [2 * num_pairs, length], images flat."""

@@ -52,6 +52,13 @@ class TrainConfig(_Section):
     max_length: Annotated[int, Field(ge=16)] = 10_240
     """Tokens of prompt and answer; a longer pair is dropped and counted, never cut."""
     checkpoint_steps: Positive = 50
+    validation_share: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    """Of pairs and anchors, whole tasks at a time, that are held back (at least 4 pairs; none of fewer than 16). The
+    weights that do best on them are kept; where none beat the start's, the cycle ends before evaluation. 0: none."""
+    num_looks: Positive = 4
+    """How often a run looks at what is held back, beside the look at its start."""
+    patience: Annotated[int, Field(ge=0)] = 2
+    """Looks in a row without a better one after which training ends. 0: it goes on to the end."""
     placement: Literal["auto", "separate", "split", "sleep", "remote"] = "auto"
     """Where training runs beside serving: on a device of its own, in a share of the engine's, on the engine's while it
     sleeps, or on another host. `auto`: `separate` where there is a device for it, else `split`."""
@@ -67,14 +74,23 @@ class TrainConfig(_Section):
     """How often a trainer that was killed (out of memory, say) is started again from its checkpoint."""
     num_probes: Annotated[int, Field(ge=0, le=32)] = 4
     """Prompts whose logprobs the trained model records, for the proof of effect."""
-    on_alarm: Literal["report", "reject"] = "report"
-    """What an alarm does: a line in the record, or the end of the cycle before it is evaluated."""
+    on_alarm: Literal["report", "stop", "reject"] = "report"
+    """What an alarm does: a line in the record; the end of training, which keeps the best weights before it; or the end
+    of the cycle before it is evaluated."""
     max_chosen_fall: Annotated[float, Field(ge=0)] = 2.0
     """Alarm: nats that chosen answers lost against the reference, mean over the last quarter of the steps."""
     max_drift: Annotated[float, Field(gt=0)] = 200.0
     """Alarm: nats between policy and reference on an answer, chosen or rejected."""
     max_length_ratio: Annotated[float, Field(gt=0)] = 2.0
     """Alarm: tokens of chosen over tokens of rejected answers."""
+    max_margin: Annotated[float, Field(gt=0)] = 8.0
+    """Alarm: mean reward margin, nats times beta, at which the pairs teach nothing more."""
+    max_kl: Annotated[float, Field(gt=0)] = 0.5
+    """Alarm: nats a token between policy and reference on held-back answers."""
+    max_anchor_fall: Annotated[float, Field(gt=0)] = 0.5
+    """Alarm: nats that held-back anchors' answers lost."""
+    max_length_drift: Annotated[float, Field(gt=1)] = 1.5
+    """Alarm: how many times as long, or as short, the answers to held-back prompts became."""
 
 
 class EvaluateConfig(_Section):
