@@ -8,17 +8,24 @@ line is JSON.
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+if not __package__:
+    # As a script: its folder's names (logging) must not hide packages.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import argparse
 import asyncio
 import json
 import statistics
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 from nightschool_server.config.code import CodeConfig
-from nightschool_server.sandbox.sandbox import CodeStep, Function, Reply, open_sandbox
+from nightschool_server.sandbox.proof import open_sandbox
+from nightschool_server.sandbox.sandbox import CodeStep, Function, Reply
 
 STEPS = {"empty": "None", "variables": "x = x + 1 if 'x' in globals() else 0", "ten_calls": "for _ in range(10): f()"}
 

@@ -56,3 +56,5 @@ class PairDetail:
     trained: str
     """The adapter that was trained on it; empty where none was."""
     created_at: datetime | None
+    decided_by: str
+    """facts, or the component of the critic that decided between the two: judge, scorer, ..."""

@@ -26,6 +26,7 @@ __all__ = [
     "FamilyResult",
     "GateRule",
     "Interval",
+    "JudgeResult",
     "LearnerStatus",
     "LogStatus",
     "Pair",
@@ -223,6 +224,26 @@ class Ability:
 
 
 @dataclass(frozen=True)
+class JudgeResult:
+    """Whose answers a judge prefers, asked in both orders."""
+
+    name: str
+    is_training_critic: bool
+    num_won: int
+    num_lost: int
+    num_tied: int
+    """Equal answers, neither answered, or a judge that was not sure in both orders."""
+    num_asked: int
+    """Tasks on which the judge was asked; the others were decided by facts."""
+    win_rate: float
+    """(won + tied / 2) / n."""
+    interval: Interval | None
+    first_rate: float
+    """How often the answer that was shown first won."""
+    prompt_tokens: int
+
+
+@dataclass(frozen=True)
 class EarlyStop:
     """Where an evaluation ended that was looked at while it ran."""
 
@@ -272,6 +293,7 @@ class Evaluation:
     thresholds_json: str
     early_stop: EarlyStop | None
     ability: Ability | None
+    judge: JudgeResult | None
 
 
 @dataclass(frozen=True)

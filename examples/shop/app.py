@@ -55,4 +55,5 @@ app = App(
     mcp=[catalogue],
     tool_order=["calculator", "price", "stock", "reserve", "basket_total"],
     evaluation=Path(__file__).with_name("evaluation") / "tasks.jsonl",
+    gold=Path(__file__).with_name("gold") / "pairs.jsonl",
 )

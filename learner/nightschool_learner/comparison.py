@@ -122,6 +122,11 @@ def solved(pairs: Pairs) -> list[Outcome]:
     return [Outcome(new.task_id, new.family, float(old.success), float(new.success)) for old, new in pairs]
 
 
+def won(pairs: Pairs, shares: Mapping[str, float]) -> list[Outcome]:
+    """The outcomes by a judge: each task's share for the candidate (1, 0 or 1/2), the rest for the incumbent."""
+    return [Outcome(new.task_id, new.family, 1 - shares[new.task_id], shares[new.task_id]) for _, new in pairs]
+
+
 def compare(
     pairs: Pairs, *, level: float, seed: int, margin: Margin, outcomes: Sequence[Outcome] | None = None
 ) -> Comparison:

@@ -228,7 +228,7 @@ async def open_critic(cycle: Cycle, sampler: AnswerSampler) -> AsyncIterator[Cri
             # Other weights under the same name are another critic, whose answers nobody has heard yet.
             status = await patiently(cycle, cycle.client.admin.status)
             model = replace(model, name=f"{model.name}@{status.base_model_digest}")
-        cache = VerdictCache(cycle.store, cycle.id)
+        cache = VerdictCache(cycle.store, cycle.id or None)
         critic: Critic = Judge(model, config, cache, cache.spent())
         if cycle.config.fault_injection.invert_critic:
             logger.warning("event=fault_injected cycle=%s fault=invert_critic", cycle.id)

@@ -88,6 +88,7 @@ def _row(cycle: Cycle, candidate: str, basis: Basis, decision: Decision) -> Eval
         rules=decision.rules,
         sampled=decision.evidence.sampled,
         ability=decision.evidence.ability,
+        judge=decision.evidence.judge,
         early_stop=decision.evidence.early_stop,
         notes=evaluation_sets.comparability(cycle.store, version, basis, cycle.id),
         thresholds={

@@ -14,7 +14,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import tempfile
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from nightschool_learner.evaluation_results import Basis, Key, TaskResult, inser
 from nightschool_learner.evidence import Measured, look_at
 from nightschool_learner.examiner import Examiner
 from nightschool_learner.held_out import Plan, basis_of, held_out_tasks, plan_of, power_of
+from nightschool_learner.judge import Judging, judge_fault, open_judge
 from nightschool_learner.parallel import for_each
 from nightschool_learner.sampling import PracticeSampler
 from nightschool_learner.stages import Cycle, Ending, Progress
@@ -57,10 +59,12 @@ class EvaluateStage:
             return Ending("stopped", f"nothing can be proven without held-out tasks: {error}")
         candidate = records.candidate_of(cycle.store, cycle.id)
         assert candidate is not None, "the train stage registers a candidate"
+        if held_out.is_judged and (fault := judge_fault(cycle)):
+            return Ending("stopped", fault)
         basis, plan = await basis_of(cycle, held_out), plan_of(cycle, held_out)
         results = Results(cycle, basis, plan, cycle.progress(self.name), (candidate, cycle.incumbent))
         await asyncio.to_thread(results.begin)
-        if results.missing(plan.keys(plan.n)):
+        if results.missing(plan.keys(plan.n)) or plan.is_judged:
             await _examine(cycle, results)
         return None
 
@@ -76,7 +80,7 @@ async def _examine(cycle: Cycle, results: Results) -> None:
             limits=call_limits(cycle.agent),
             purpose="practice",
         )
-        async with opening as tools, open_format(cycle.agent) as action_format:
+        async with opening as tools, open_format(cycle.agent) as action_format, _judging(cycle, results) as judging:
             sampler, digest = PracticeSampler(cycle), results.basis.set_digest
             examiner = Examiner(cycle, sampler, tools, Path(root), digest, action_format)
 
@@ -89,8 +93,20 @@ async def _examine(cycle: Cycle, results: Results) -> None:
                     await for_each(cycle, results.missing(keys), work, config.concurrency)
                 finally:
                     await results.flush()
+                if judging is not None:
+                    await judging.judge([tasks[task_id] for task_id, _ in keys])
 
             await _until_decided(results, measure)
+
+
+@asynccontextmanager
+async def _judging(cycle: Cycle, results: Results) -> AsyncIterator[Judging | None]:
+    """The judge, where the tasks need one."""
+    if not results.plan.is_judged:
+        yield None
+        return
+    async with open_judge(cycle, PracticeSampler(cycle)) as critic:
+        yield Judging(cycle, results.basis, results.adapters[0], critic)
 
 
 async def _until_decided(results: Results, measure: Measure) -> None:

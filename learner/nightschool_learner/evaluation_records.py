@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 from nightschool_learner.ability import Ability
 from nightschool_learner.diversity import Sampled
 from nightschool_learner.gate import Rule
+from nightschool_learner.judge import JudgeResult
 from nightschool_learner.sequential import EarlyStop
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ class EvaluationRow:
     """pass@1, pass@n and diversity; None where nothing was sampled."""
     ability: Ability | None
     """How likely neutral text is to the three adapters."""
+    judge: JudgeResult | None
+    """Who compared the answers, where tasks have none of their own; success is then the share that it prefers."""
     early_stop: EarlyStop | None
     """Where it ended, if somebody looked on the way; `p_value` and the interval then hold at every look."""
     notes: tuple[str, ...]
@@ -64,7 +67,7 @@ class EvaluationRow:
     """The settings of `learner.gate` and of `learner.evaluate` that were in force."""
 
 
-_JSON = {"reasons", "families", "rules", "sampled", "ability", "early_stop", "notes", "thresholds"}
+_JSON = {"reasons", "families", "rules", "sampled", "ability", "judge", "early_stop", "notes", "thresholds"}
 _COLUMNS = tuple(EvaluationRow.__dataclass_fields__)
 _ROW = TypeAdapter(EvaluationRow)
 

@@ -41,7 +41,7 @@ class SetVersion:
 def protocol_of(cycle: Cycle, base_model_digest: str) -> str:
     """Digest of everything but set and adapter that a result depends on and that can be named.
 
-    Neither the code of the tools nor what MCP servers offer is in it: after a change of these, change the set, too.
+    What the tools and MCP servers do inside is not in it: after a change of that, change the set, too.
     """
     app, config = cycle.app, cycle.config.evaluate
     return hashlib.sha256(
@@ -49,12 +49,12 @@ def protocol_of(cycle: Cycle, base_model_digest: str) -> str:
             [
                 base_model_digest,
                 app.system_prompt,
-                [[spec.name, spec.description, spec.schema, spec.strict] for spec in app.specs],
-                [[server.name for server in app.mcp], list(app.tool_order)],
+                [[spec.name, spec.description, spec.schema, spec.strict] for spec in cycle.tools],
                 dict(app.initial_state),
                 [action_format(cycle.agent).name, asdict(task_limits(cycle)), asdict(call_limits(cycle.agent))],
                 [config.temperature, config.top_p],
                 list(config.refusal_patterns),
+                *([cycle.agent.code.model_dump()] if cycle.agent.action_format == "code" else []),
             ]
         ).encode()
     ).hexdigest()

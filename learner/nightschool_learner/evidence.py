@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 
 from nightschool_server.config.training import GateConfig
 
-from nightschool_learner.comparison import Comparison, Margin, compare, paired
+from nightschool_learner.comparison import Comparison, Margin, compare, paired, won
 from nightschool_learner.diversity import sampled_numbers
 from nightschool_learner.evaluation_results import Basis, Key, TaskResult
 from nightschool_learner.gate import Evidence, decide, needed_e_value
 from nightschool_learner.held_out import Plan, power_of
+from nightschool_learner.judge import JudgeResult, judged, shares_of
 from nightschool_learner.sequential import (
     Counts,
     EarlyStop,
@@ -89,13 +90,24 @@ def _evidence(cycle: Cycle, plan: Plan, measured: Measured, n: int, stop: EarlyS
         level=cycle.config.gate.interval_level,
         seed=cycle.seed,
     )
-    return Evidence(_numbers(cycle, plan, measured, n), sampled, early_stop=stop)
+    return Evidence(
+        _numbers(cycle, plan, measured, n), sampled, judge=_judge(cycle, plan, measured, n), early_stop=stop
+    )
+
+
+def _judge(cycle: Cycle, plan: Plan, measured: Measured, n: int) -> JudgeResult | None:
+    return judged(cycle, shares_of(cycle, _pairs(plan, measured, n))) if plan.is_judged else None
+
+
+def _pairs(plan: Plan, measured: Measured, n: int) -> list[tuple[TaskResult, TaskResult]]:
+    keys = plan.greedy(n)
+    return paired([measured.incumbent[key] for key in keys], [measured.candidate[key] for key in keys])
 
 
 def _numbers(cycle: Cycle, plan: Plan, measured: Measured, n: int) -> Comparison:
-    limits, keys = cycle.config.gate, plan.greedy(n)
-    pairs = paired([measured.incumbent[key] for key in keys], [measured.candidate[key] for key in keys])
-    numbers = compare(pairs, level=limits.interval_level, seed=cycle.seed, margin=margin_of(limits))
+    limits, pairs = cycle.config.gate, _pairs(plan, measured, n)
+    outcomes = won(pairs, shares_of(cycle, pairs)) if plan.is_judged else None
+    numbers = compare(pairs, level=limits.interval_level, seed=cycle.seed, margin=margin_of(limits), outcomes=outcomes)
     if not limits.early_stop:
         return numbers
     # p and interval of a fixed number of tasks do not hold at a look; these hold at every one.

@@ -10,6 +10,7 @@ facts decide before the critic; the critic is asked in both orders and may absta
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -23,11 +24,12 @@ from nightschool_server.agent.toolbox import open_tools
 from nightschool_server.chat import Message, system, user
 from nightschool_server.errors import InvalidRequestError
 from nightschool_server.ids import new_id
-from nightschool_server.tools.forking import remove_tree
+from nightschool_server.tools.forking import UncopyableError, remove_tree
 from nightschool_server.tools.placing import PlacedFile, place_files
 from nightschool_server.tools.state import ToolState
 
 from nightschool_learner import practice_counts, practice_records, records, seed_records
+from nightschool_learner.audit import audit_cycle, check_answers
 from nightschool_learner.comparisons import Court
 from nightschool_learner.critics import open_critic
 from nightschool_learner.critique import Critic
@@ -40,6 +42,8 @@ from nightschool_learner.sampling import AnswerSampler, PracticeSampler
 from nightschool_learner.seed_records import KEPT, TaskRow
 from nightschool_learner.stages import Cycle, Ending
 from nightschool_learner.writer import Writer
+
+logger = logging.getLogger(__name__)
 
 NO_TIME_LIMIT_S = 7 * 24 * 3600.0
 """A rollout waits for live requests, for a server that is away, for a paused learner: its wall time says nothing."""
@@ -79,6 +83,8 @@ class ExploreStage:
             open_panel(cycle) as panel,
             open_format(cycle.agent) as action_format,
         ):
+            if ending := await audit_cycle(cycle, critic, panel):
+                return ending
             is_listwise = cycle.config.critic.protocol == "listwise"
             practice = Practice(
                 cycle_seed=cycle.seed,
@@ -107,7 +113,7 @@ class ExploreStage:
 
 
 class CritiqueStage:
-    """Closes the row that explore filled: by then every comparison has been made."""
+    """Closes the row that explore filled, and stops a cycle whose critic answered in a way that nobody can use."""
 
     name = "critique"
 
@@ -115,7 +121,7 @@ class CritiqueStage:
         num_compared = practice_counts.num_critiques(cycle.store, cycle.id)
         counts = practice_counts.critique_counts(cycle.store, cycle.id)
         cycle.progress(self.name).begin(num_compared, num_compared, counts)
-        return None
+        return check_answers(cycle)
 
 
 async def _rollout(practice: Practice, cycle: Cycle, task: TaskRow, known: RolloutRow | None, workspaces: Path) -> None:
@@ -133,6 +139,9 @@ async def _rollout(practice: Practice, cycle: Cycle, task: TaskRow, known: Rollo
         outcome = "refused"
     except InvalidRequestError as error:  # the boundary of a rollout: a task that the engine will not take
         state, outcome = "failed", f"invalid_{error.field}"
+    except UncopyableError as error:
+        logger.warning("event=rollout_failed rollout=%s reason=%r", rollout.id, str(error))
+        state, outcome = "failed", "uncopyable_workspace"
     finally:
         await asyncio.to_thread(remove_tree, root)
     await practice.writer.write(lambda db: practice_records.end_rollout(db, rollout.id, state, outcome, answer))

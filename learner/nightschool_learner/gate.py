@@ -16,6 +16,7 @@ from nightschool_server.config.training import GateConfig
 from nightschool_learner.ability import Ability
 from nightschool_learner.comparison import Comparison, Family
 from nightschool_learner.diversity import Sampled
+from nightschool_learner.judge import JudgeResult
 from nightschool_learner.sequential import EarlyStop
 
 EPSILON = 1e-9
@@ -46,6 +47,8 @@ class Evidence:
     numbers: Comparison
     sampled: Sampled | None = None
     ability: Ability | None = None
+    judge: JudgeResult | None = None
+    """Where a judge compared the answers; what counts as success is then its share of them."""
     early_stop: EarlyStop | None = None
     """Where the evaluation ended, if somebody looked on the way."""
 
@@ -74,6 +77,8 @@ def decide(evidence: Evidence, limits: GateConfig) -> Decision:
     rules = (*_better(evidence, limits), *_families(numbers.families, limits), *_vetoes(numbers, limits))
     if evidence.sampled is not None:
         rules = (*rules, _diversity(evidence.sampled, limits))
+    if evidence.judge is not None:
+        rules = (*rules, _win_rate(evidence.judge, limits))
     if evidence.ability is not None:
         rules = (*rules, _general(evidence.ability, limits))
     return Decision(all(rule.held for rule in rules if rule.decides), rules, evidence)
@@ -86,7 +91,7 @@ def needed_e_value(limits: GateConfig) -> float:
 
 def _better(evidence: Evidence, limits: GateConfig) -> tuple[Rule, ...]:
     """That it is better, and not by chance."""
-    numbers = evidence.numbers
+    numbers, what = evidence.numbers, "success" if evidence.judge is None else "won"
     low = numbers.interval.low
     return (
         Rule(
@@ -102,7 +107,7 @@ def _better(evidence: Evidence, limits: GateConfig) -> tuple[Rule, ...]:
             numbers.difference > limits.min_difference + EPSILON,
             numbers.difference,
             limits.min_difference,
-            f"success {numbers.incumbent_success:.1%} -> {numbers.candidate_success:.1%}, "
+            f"{what} {numbers.incumbent_success:.1%} -> {numbers.candidate_success:.1%}, "
             f"{numbers.difference * 100:+.1f} points, more than {limits.min_difference * 100:+.1f} needed",
         ),
         _significance(numbers, limits) if evidence.early_stop is None else _sure(numbers, evidence.early_stop, limits),
@@ -207,6 +212,17 @@ def _vetoes(numbers: Comparison, limits: GateConfig) -> tuple[Rule, ...]:
 def _rise(name: str, before: float, after: float, allowed: float, of: str) -> Rule:
     text = f"{before:.1%} -> {after:.1%} {of}, a rise of at most {allowed * 100:.1f} points allowed"
     return Rule(name, after - before <= allowed + EPSILON, after - before, allowed, text)
+
+
+def _win_rate(judge: JudgeResult, limits: GateConfig) -> Rule:
+    """That the judge prefers the candidate, whoever the judge is."""
+    text = (
+        f"{judge.name}{', the training critic,' if judge.is_training_critic else ''} prefers the candidate in "
+        f"{judge.win_rate:.1%} ({judge.interval.level:.0%} interval {judge.interval.low:.1%} to "
+        f"{judge.interval.high:.1%}): {judge.num_won} won, {judge.num_lost} lost, {judge.num_tied} tied; shown first "
+        f"won {judge.first_rate:.0%}; more than {limits.min_win_rate:.1%} needed"
+    )
+    return Rule("judge", judge.win_rate > limits.min_win_rate + EPSILON, judge.win_rate, limits.min_win_rate, text)
 
 
 def _general(ability: Ability, limits: GateConfig) -> Rule:

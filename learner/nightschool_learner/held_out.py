@@ -46,6 +46,8 @@ class Plan:
     sampled: frozenset[str]
     """Ids of the tasks that are answered several times."""
     num_seeds: int
+    is_judged: bool
+    """Whether a judge compares the answers, because the tasks have none of their own."""
     looks: tuple[int, ...]
     """After how many tasks somebody looks whether it is decided; the last is all of them."""
 
@@ -76,7 +78,9 @@ def plan_of(cycle: Cycle, held_out: EvaluationSet) -> Plan:
     return Plan(
         tuple(tasks),
         frozenset(task.id for task in _sampled(held_out, cycle.config.evaluate.max_sampled_tasks)),
-        cycle.config.evaluate.num_seeds,
+        # Without a right answer there is no pass@n.
+        0 if held_out.is_judged else cycle.config.evaluate.num_seeds,
+        held_out.is_judged,
         tuple(looks(n, limits.first_look, limits.look_every)) if limits.early_stop else (n,),
     )
 

@@ -4,6 +4,8 @@
      "images": ["<sha256>", ...], "pair_id": ..., "kind": ..., "margin": ..., "simulated": ...,
      "chosen_token_ids": [...], "rejected_token_ids": [...]}
 
+A pair of an earlier cycle (see `replay.py`) has `replayed_from` beside these.
+
 Prompt messages are what the chat template was given when the candidates were sampled; the content of chosen and
 rejected is the sampled text, verbatim, and the token ids beside it are the sampled tokens, so that a trainer can
 prove that it trains on them. `images` names blobs of the home folder. Anchors (see `anchors.py`) have the same
@@ -82,9 +84,10 @@ def export_anchors(steps: Sequence[DecidedStep], tools: Sequence[ToolSpec] = ())
     return exported
 
 
-def write_pairs_file(cycle: Cycle) -> Path:
-    """Write the cycle's pairs.jsonl, whole or not at all. Returns its path."""
-    return write_rows(cycle.folder / PAIRS_FILE, export_rows(cycle.store, cycle.id, shown_tools(cycle)))
+def write_pairs_file(cycle: Cycle, replayed: Sequence[dict[str, Any]] = ()) -> Path:
+    """Write the cycle's pairs.jsonl, `replayed` rows behind its own, whole or not at all. Returns its path."""
+    fresh = export_rows(cycle.store, cycle.id, shown_tools(cycle))
+    return write_rows(cycle.folder / PAIRS_FILE, [*fresh, *replayed])
 
 
 def write_anchors_file(cycle: Cycle, steps: Sequence[DecidedStep]) -> Path:

@@ -27,8 +27,9 @@ from nightschool_learner.anchors import select_anchors
 from nightschool_learner.errors import NothingToLearnError
 from nightschool_learner.feedback_rows import write_feedback_files
 from nightschool_learner.length_matching import Lengths, stretched
-from nightschool_learner.pair_export import write_anchors_file, write_pairs_file
+from nightschool_learner.pair_export import export_rows, write_anchors_file, write_pairs_file
 from nightschool_learner.practice_records import REFUSED, CandidateRow, DecidedStep
+from nightschool_learner.replay import replayed_rows
 from nightschool_learner.stages import Cycle, Ending
 
 MIN_TO_MATCH = 16
@@ -155,6 +156,8 @@ class PairsStage:
         if len(sound) < len(agreed):
             counts["anchors_dropped_simulated"] = len(agreed) - len(sound)
         counts.update(write_feedback_files(cycle))
+        replayed = await replayed_rows(cycle, export_rows(cycle.store, cycle.id))
+        counts.update({"replayed": len(replayed)} if replayed else {})
         progress = cycle.progress(self.name)
         progress.begin(len(selection.pairs), len(selection.pairs), counts)
         if len(selection.pairs) < config.min_pairs:
@@ -163,7 +166,7 @@ class PairsStage:
                 "the candidates agree, or the critic abstains; see the counts of explore and critique"
             )
         write_anchors_file(cycle, anchors)
-        write_pairs_file(cycle)
+        write_pairs_file(cycle, replayed)
         return None
 
 

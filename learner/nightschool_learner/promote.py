@@ -94,8 +94,9 @@ def failed_rules(row: EvaluationRow) -> list[str]:
 
 def numbers(row: EvaluationRow) -> str:
     """The decision's numbers in one line."""
+    what = "success" if row.judge is None else f"tasks won by {row.judge.name}"
     return (
-        f"held-out success {row.incumbent_success:.1%} -> {row.candidate_success:.1%} (n {row.n}, "
+        f"held-out {what} {row.incumbent_success:.1%} -> {row.candidate_success:.1%} (n {row.n}, "
         f"{row.interval_level:.0%} interval of the difference {row.interval_low * 100:+.1f} to "
         f"{row.interval_high * 100:+.1f} points, McNemar p {row.p_value:.2g})"
     )

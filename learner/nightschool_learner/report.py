@@ -12,6 +12,7 @@ from typing import Any
 from nightschool_server.store.store import Store
 
 from nightschool_learner import records
+from nightschool_learner.audit import latest_audit
 from nightschool_learner.endpoint_records import cost_report
 
 REPORT_FILE = "report.json"
@@ -56,6 +57,7 @@ def build(store: Store, cycle_id: str) -> dict[str, Any]:
         "funnel": _funnel(store, cycle_id),
         "stages": stages,
         "endpoints": cost_report(store, cycle_id),
+        "critic_audit": latest_audit(store, cycle_id),
         "evaluation": dict(evaluations[0]) if evaluations else None,
     }
 

@@ -59,7 +59,12 @@ async def open_role(cycle: Cycle, role: str, config: RoleConfig, served: AnswerS
         await asyncio.to_thread(insert_call, cycle.store, call)
 
     endpoint = Endpoint(
-        config.endpoint, role, cycle.store.get_blob, record, cycle.id, until_allowed=partial(until_resumed, cycle)
+        config.endpoint,
+        role,
+        cycle.store.get_blob,
+        record,
+        cycle.id or None,
+        until_allowed=partial(until_resumed, cycle),
     )
     name = f"{config.endpoint.model}@{config.endpoint.base_url}"
     async with endpoint as sampler:

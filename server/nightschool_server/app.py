@@ -67,6 +67,8 @@ class App:
     `name {"argument": ...}`, and against final answers; a candidate that does more of it is not promoted."""
     scorer: Scorer = field(default_factory=Scorer)
     """Scores candidates for the critic, see `scorer.py`: a function here, or one under `@app.scorer`."""
+    gold: Path | None = None
+    """Comparisons that people or a rule decided, as JSON lines, see docs/critic.md: the critic is audited on them."""
 
     def __post_init__(self) -> None:
         for name in ("tools", "mcp", "tool_order", "unsafe"):

@@ -143,7 +143,8 @@ def _engines(config: Config, kind: str) -> Iterator[Finding]:
 
 def _sandbox(config: Config) -> Finding:
     """Whether code that the model writes can be run."""
-    from nightschool_server.sandbox.sandbox import UNSAFE, Sandbox, prove, version
+    from nightschool_server.sandbox.proof import UNSAFE, prove, version
+    from nightschool_server.sandbox.sandbox import Sandbox
 
     agent = config.agent
     if agent.unsafe_code:

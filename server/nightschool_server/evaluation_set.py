@@ -6,7 +6,8 @@ Owns the file format, its digest and the rule for a right answer. A file is JSON
      "match": "number"}
 
 `images`, and `files` for the workspace, are paths from the file's folder and may be left out; `match` is "number"
-or "text" (default).
+or "text" (default). Tasks that have no one right answer leave `answer` and `match` out, all of a file or none: then a
+judge compares answers (`learner.gate.judge`).
 """
 
 from __future__ import annotations
@@ -27,17 +28,18 @@ Match = Literal["number", "text"]
 
 _NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)(e[-+]?\d+)?")
 _KEYS = {"id": str, "family": str, "prompt": str, "images": list, "files": list, "answer": str, "match": str}
-_REQUIRED = ("id", "family", "prompt", "answer")
+_REQUIRED = ("id", "family", "prompt")
 
 
 @dataclass(frozen=True)
 class EvaluationTask:
-    """One held-out task with its exact answer."""
+    """One held-out task, with its exact answer where it has one."""
 
     id: str
     family: str
     prompt: str
-    answer: str
+    answer: str = ""
+    """Empty where a judge is to compare answers."""
     match: Match = "text"
     images: tuple[Path, ...] = ()
     files: tuple[Path, ...] = ()
@@ -51,6 +53,11 @@ class EvaluationSet:
     digest: str
     """sha256 over every task and the bytes of its images and files; the order of the lines does not matter."""
 
+    @property
+    def is_judged(self) -> bool:
+        """Whether the tasks have no answers, so that a judge must compare those of two adapters."""
+        return not any(task.answer for task in self.tasks)
+
 
 def read_evaluation(path: Path) -> EvaluationSet:
     """Read the file. Raises AppError with line, value and rule."""
@@ -59,6 +66,9 @@ def read_evaluation(path: Path) -> EvaluationSet:
         if isinstance(task, AppError):
             raise task
         tasks.append(task)
+    without = [task.id for task in tasks if not task.answer]
+    if 0 < len(without) < len(tasks):
+        raise AppError(f"evaluation set {path}: {without[0]!r} has no 'answer', others have: give it to all or none")
     if not tasks:
         raise AppError(f"evaluation set {path} has no tasks: write one JSON object per line")
     return EvaluationSet(tuple(tasks), digest_of(tuple(tasks)))
@@ -130,12 +140,16 @@ def _parse(line: str, folder: Path, where: str) -> EvaluationTask:
     match = value.get("match", "text")
     if match not in ("number", "text"):
         raise AppError(f"{where}: match {match!r} must be 'number' or 'text'")
+    if "answer" not in value and "match" in value:
+        raise AppError(f"{where}: 'match' says how an answer is compared, but there is no 'answer'")
+    if value.get("answer", "given").strip() == "":
+        raise AppError(f"{where}: 'answer' is empty: leave it out of every task where a judge is to compare answers")
     if match == "number" and _number(value["answer"]) is None:
         raise AppError(f"{where}: answer {value['answer']!r} is not a number, but match is 'number'")
     images, files = (_paths(folder, value.get(key, []), f"{where}: {key[:-1]}") for key in ("images", "files"))
     if len({path.name for path in files}) < len(files):
         raise AppError(f"{where}: two files have one name, but they lie in one workspace: rename one")
-    return EvaluationTask(value["id"], value["family"], value["prompt"], value["answer"], match, images, files)
+    return EvaluationTask(value["id"], value["family"], value["prompt"], value.get("answer", ""), match, images, files)
 
 
 def _paths(folder: Path, names: list[Any], what: str) -> tuple[Path, ...]:

@@ -111,6 +111,8 @@ def _asked(check: Callable[[Subject], Answer], subject: Subject) -> Iterator[Fin
 
 
 def _form(subject: Subject) -> Answer:
+    if subject.config.agent.action_format == "code":
+        return "ok", "the model acts by writing Python (agent.action_format)"
     form, own = call_form(subject.config.agent), form_of_template(subject.folder.template)
     if form is not own and own is not HERMES:
         return "fault", f"agent.tool_call_format is {form.name}, but the template writes {own.name}: set it to auto"

@@ -93,6 +93,7 @@ def pair_detail() -> admin_pb2.PairDetail:
         task_prompt="What is 1+1?",
         seed_request_ids=["resp_1"],
         sampled_by="base",
+        decided_by="judge",
         trained="3-abcdef01",
     )
 

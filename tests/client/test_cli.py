@@ -49,7 +49,17 @@ def commands(group: click.Command, *path: str) -> Iterator[tuple[tuple[str, ...]
 
 
 TREE = dict(commands(nightschool))
-PASSED_THROUGH = {("serve",), ("doctor",), ("check",), ("learn",), ("train",), ("evaluate",), ("token",)}
+PASSED_THROUGH = {
+    ("serve",),
+    ("doctor",),
+    ("check",),
+    ("learn",),
+    ("train",),
+    ("evaluate",),
+    ("token",),
+    ("critic", "audit"),
+    ("pairs", "label"),
+}
 QUERIES = [
     ("status",), ("models",), ("tasks",), ("pairs",), ("pairs", "list"), ("pairs", "show", "pair_1"),
     ("generate", "hello"), ("run", "hello"),
@@ -65,7 +75,7 @@ def test_the_tree_of_commands_is_this() -> None:
         "init", "check", "serve", "doctor", "learn", "train", "evaluate", "token",
         "status", "generate", "run", "feedback", "models", "forget",
         "tasks", "tasks list",
-        "pairs", "pairs list", "pairs show", "pairs export",
+        "pairs", "pairs list", "pairs show", "pairs export", "pairs label", "critic", "critic audit",
         "learner", "learner pause", "learner resume",
         "adapters", "adapters list", "adapters show", "adapters promote", "adapters rollback", "adapters import",
         "adapters delete",

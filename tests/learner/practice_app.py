@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from nightschool_server.app import App, ToolContext, tool
@@ -34,6 +35,15 @@ def order(item: str) -> str:
     return f"ordered {item}"
 
 
+@tool(effect="workspace")
+def dig() -> str:
+    """Nest folders until no path reaches the last one."""
+    for _ in range(25):
+        Path("d" * 200).mkdir()
+        os.chdir("d" * 200)
+    return "dug"
+
+
 def booked(room: str, context: ToolContext) -> str:
     """Books in the task's own state, as the hotel would."""
     context.state["room"] = room
@@ -51,7 +61,7 @@ def book(room: str) -> str:
 app = App(
     name="practice",
     system_prompt="Help.",
-    tools=[price, note, order, book],
+    tools=[price, note, order, dig, book],
     evaluation=Path(__file__).parent / "practice_held_out.jsonl",
     max_steps=4,
 )

@@ -7,15 +7,17 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from nightschool import Message, Outcome, Role, TaskResult, ToolResult, Usage
 from nightschool_learner.benchmarks.gta import read_gta
 from nightschool_learner.benchmarks.main import main
+from nightschool_learner.benchmarks.run import attempt_of
 from nightschool_learner.benchmarks.similarity import Embedder
-from nightschool_learner.benchmarks.task import Attempt
+from nightschool_learner.benchmarks.task import Attempt, BenchmarkTask
 from nightschool_learner.errors import BenchmarkError
 
 from tests.harness import Running, server_thread
@@ -85,6 +87,7 @@ def test_gta_is_run_and_scored_with_denominators(
     rows = lines(out / "rows.jsonl")
     assert list(rows) == ["0", "1", "2", "3", "10"]
     assert rows["1"]["scores"] == {"official": 0.0, "sport": 1.0, "matched_tools": 0.0}
+    assert (rows["0"]["tools"], rows["2"]["tools"]) == (["OCR", "Calculator"], [])
     assert rows["1"]["actions"] == [{"tool": "Calculator", "is_error": True}]
     assert [rows[index]["kind"] for index in rows] == ["phrases", "phrases", "text", "image", "phrases"]
     assert "5/5 tasks, 1 of 5 right" in written.err
@@ -173,6 +176,16 @@ def test_a_task_that_the_server_refuses_is_wrong_and_says_why(evaluate: Callable
     row = lines(out / "rows.jsonl")["c"]
     assert (row["outcome"], row["scores"]["official"]) == ("refused", 0.0)
     assert "messages[0].parts[0].image" in row["error"]
+
+
+def test_a_block_of_code_is_one_action_and_the_tools_that_it_calls_are_calls() -> None:
+    results = (ToolResult("c", "python", "12", False), ToolResult("d", "python", "error: no", True))
+    messages = tuple(Message(Role.TOOL, (result,)) for result in results)
+    ended = TaskResult("resp_1", "base", Outcome.ANSWERED, "12", 3, Usage(1, 2, 0), messages, ())
+    attempt = attempt_of(BenchmarkTask("0", "q"), ended, ["python", "OCR", "Calculator", "python"], 1.0)
+    assert attempt.tools == ("OCR", "Calculator")
+    assert [action.is_error for action in attempt.actions] == [False, True]
+    assert Attempt.from_json(json.loads(json.dumps(asdict(attempt)))) == attempt
 
 
 def test_the_command_line_becomes_the_evaluation(world: World, tmp_path: Path) -> None:

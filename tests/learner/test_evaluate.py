@@ -140,6 +140,39 @@ async def test_a_hopeless_candidate_is_given_up_at_a_look_and_the_rest_is_not_me
     records.finish(served.store, cycle.id, "rejected", "futile")
 
 
+async def test_tasks_without_answers_are_judged_by_a_model_in_both_orders(
+    served: World, trained: Trained, tmp_path: Path
+) -> None:
+    path = tmp_path / "open.jsonl"
+    tasks = [{"id": f"open-{i}", "family": "open", "prompt": f"What is {i + 2} plus {i + 3}?"} for i in range(6)]
+    path.write_text("\n".join(map(json.dumps, tasks)))
+    settings = ("gate.judge.rubric=step-1", "gate.judge.margin_nats=0", "gate.min_n=4")
+    cycle = served.cycle(*settings)
+    cycle = replace(cycle, app=replace(cycle.app, evaluation=path))
+    candidate = await add_adapter(served, trained, scale=next(_scales))
+    records.set_candidate(served.store, cycle.id, candidate)
+    ending = await EvaluateStage().run(cycle)
+    assert ending is not None
+    assert "the judge served/base is the training critic" in ending.outcome
+
+    limits = cycle.config.gate.model_copy(update={"allow_training_critic": True})
+    allowed = replace(cycle, config=cycle.config.model_copy(update={"gate": limits}))
+    assert await EvaluateStage().run(allowed) is None
+    row = await recorded_decision(allowed, candidate)
+    assert row.judge is not None
+    assert row.judge.is_training_critic
+    assert row.judge.num_won + row.judge.num_lost + row.judge.num_tied == row.n == 6
+    assert row.sampled is None
+    assert row.thresholds["gate"]["allow_training_critic"]
+    shown = (await served.client.admin.cycles.get(cycle.id)).evaluation
+    assert shown is not None
+    assert shown.judge is not None
+    assert (shown.judge.win_rate, shown.judge.num_asked) == (row.judge.win_rate, row.judge.num_asked)
+    with served.store.transaction() as db:
+        db.execute("DELETE FROM evaluations")
+    records.finish(served.store, cycle.id, "rejected", "judged")
+
+
 async def test_results_of_another_application_or_other_limits_are_not_reused(served: World, cycle: Cycle) -> None:
     held_out = held_out_tasks(cycle)
     same = await basis_of(cycle, held_out)

@@ -41,7 +41,7 @@ def decided(store: Store, basis: Basis, **more: object) -> str:
         set_digest=basis.set_digest, n=40, incumbent_success=0.5, candidate_success=0.6, interval_low=0.0,
         interval_high=0.2, interval_level=0.95, num_gained=7, num_lost=3, p_value=0.3, passed=False, reasons=(),
         families=(), set_version=1, protocol=basis.protocol, detectable=0.1, rules=(), sampled=None, notes=(),
-        ability=None, early_stop=None, thresholds={},
+        ability=None, judge=None, early_stop=None, thresholds={},
     )  # fmt: skip
     insert_evaluation(store, replace(row, **more))  # type: ignore[arg-type]
     records.finish(store, cycle.id, "rejected", "test")

@@ -177,6 +177,19 @@ async def test_a_simulator_answers_for_a_tool_that_changes_the_world_and_every_r
     assert shown == practice_counts.explore_counts(store, cycle.id)["simulated"] == 2
 
 
+async def test_a_workspace_that_cannot_be_copied_ends_its_rollout_and_no_other(store: Store) -> None:
+    def answer(prompt: Prompt, sampling: Sampling, index: int) -> str:
+        if "mug" in prompt.messages[1].text:
+            return price_then_answer(prompt, sampling, index)
+        return write_call("dig", {})
+
+    cycle = with_tasks(store, "Dig", "What is a mug?")
+    await stage(FakeSampler(answer)).run(cycle)
+    ended = store.query("SELECT r.state, r.outcome FROM rollouts r JOIN tasks t ON t.id = r.task_id ORDER BY t.slot")
+    assert [tuple(row.values()) for row in ended] == [("failed", "uncopyable_workspace"), ("done", "answered")]
+    assert not list(store.home.cycles.glob("*/workspaces/*")), "what no path reaches is removed all the same"
+
+
 @pytest.mark.parametrize("die_at", range(9))
 @pytest.mark.parametrize("who", ["sampler", "critic"])
 async def test_a_killed_exploration_resumes_and_pays_for_nothing_twice(store: Store, who: str, die_at: int) -> None:

@@ -6,7 +6,7 @@ import json
 import os
 import resource
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,16 @@ from typing import Any
 import psutil
 import pytest
 from nightschool_learner import practice_records, seed_records
+from nightschool_learner.comparisons import Court
 from nightschool_learner.explore import ExploreStage
+from nightschool_learner.panels import open_panel
 from nightschool_learner.practice import Practice, PracticeActor
 from nightschool_learner.practice_records import RolloutRow
 from nightschool_learner.seed_records import KEPT, TaskRow
 from nightschool_learner.stages import Cycle
 from nightschool_learner.writer import Writer
 from nightschool_server.agent.episode import Episode
-from nightschool_server.agent.formats import action_format
+from nightschool_server.agent.formats import open_format
 from nightschool_server.agent.toolbox import open_tools
 from nightschool_server.agent.toolcalls import write_call
 from nightschool_server.chat import user
@@ -91,7 +93,7 @@ def clean(*names: str, broken: str = "") -> dict[str, Any]:
 async def test_marks_of_a_rejected_candidate_are_seen_by_no_sibling_and_not_by_the_continuation(
     cycle: Cycle, task: TaskRow
 ) -> None:
-    await ExploreStage(lambda _: FakeSampler(two_rounds), lambda _, __: FakeCritic()).run(cycle)
+    await ExploreStage(lambda _: FakeSampler(two_rounds), lambda _, __: nullcontext(FakeCritic())).run(cycle)
     rows = cycle.store.query(
         "SELECT s.position AS step, c.observation, c.failure, s.picked = c.position AS picked FROM candidates c "
         "JOIN steps s ON s.id = c.step_id WHERE NOT c.final ORDER BY s.position, c.position"
@@ -118,13 +120,24 @@ async def test_marks_of_a_rejected_candidate_are_seen_by_no_sibling_and_not_by_t
 @asynccontextmanager
 async def practising(cycle: Cycle, task: TaskRow, critic: FakeCritic) -> AsyncIterator[Callable[[], PracticeActor]]:
     """A rollout of the task with workers of its own: every actor takes it up where the rows say that it is."""
-    async with Writer(cycle.store) as writer, open_tools(app, SOURCE, purpose="practice") as tools:
+    async with (
+        Writer(cycle.store) as writer,
+        open_tools(app, SOURCE, purpose="practice") as tools,
+        open_panel(cycle) as panel,
+        open_format(cycle.agent) as action_format,
+    ):
         practice = Practice(
-            cycle_seed=1, adapter="base", config=cycle.config.explore, margin_nats=1.0, store=cycle.store,
-            writer=writer, sampler=FakeSampler(two_rounds), critic=critic, executor=tools,
-            action_format=action_format(cycle.agent), explored=cycle.progress("explore"),
-            compared=cycle.progress("critique"),
-        )  # fmt: skip
+            cycle_seed=1,
+            adapter="base",
+            config=cycle.config.explore,
+            store=cycle.store,
+            writer=writer,
+            sampler=FakeSampler(two_rounds),
+            executor=tools,
+            action_format=action_format,
+            explored=cycle.progress("explore"),
+            court=Court(cycle.store, writer, critic, panel, cycle.progress("critique")),
+        )
         rollout = RolloutRow(new_id("roll"), task.id, "running")
         await writer.write(lambda db: practice_records.start_rollout(db, cycle.id, rollout, "base"))
         yield lambda: PracticeActor(practice, task, rollout.id)

@@ -7,13 +7,12 @@ import random
 from dataclasses import replace
 
 import pytest
-from nightschool_learner.critique import Verdict
 from nightschool_learner.length_matching import Lengths, stretched
 from nightschool_learner.pairs import Selection, select
 from nightschool_server.config.practice import PairsConfig
 from pydantic import ValidationError
 
-from tests.learner.test_pairs import NO_CAPS, both_orders, candidate, step
+from tests.learner.test_pairs import NO_CAPS, candidate, step, won
 
 
 def ratio(lengths: list[Lengths]) -> float:
@@ -50,8 +49,7 @@ def practised(prefer_long: bool, config: PairsConfig) -> Selection:
         winner = int(lengths[1] > lengths[0]) if prefer_long else draw.randint(0, 1)
         name = f"s{number}"
         sides = [replace(candidate(p, step=name), token_ids=(1,) * lengths[p], final=True) for p in (0, 1)]
-        verdicts: dict[tuple[int, int], Verdict] = both_orders(winner, 1 - winner)
-        steps.append(step(*sides, picked=winner, verdicts=verdicts, name=name, task=name))
+        steps.append(step(*sides, picked=winner, duels=won(winner, 1 - winner), name=name, task=name))
     return select(steps, config, seed=1)
 
 
@@ -66,7 +64,7 @@ def test_a_critic_that_prefers_the_longer_answer_teaches_length_only_where_lengt
 
 def test_a_few_pairs_are_not_matched() -> None:
     long, short = replace(candidate(0), token_ids=(1,) * 40), replace(candidate(1), token_ids=(1,))
-    assert select([step(long, short, verdicts=both_orders(0, 1))], NO_CAPS, seed=1).dropped == {}
+    assert select([step(long, short, duels=won(0, 1))], NO_CAPS, seed=1).dropped == {}
 
 
 def test_an_answer_against_a_call_is_no_matter_of_length() -> None:
@@ -76,7 +74,7 @@ def test_an_answer_against_a_call_is_no_matter_of_length() -> None:
         call = replace(candidate(0, step=name), token_ids=(1,) * 40, final=False)
         answer = replace(candidate(1, step=name), token_ids=(1,), final=True)
         failed = replace(candidate(2, step=name, failure="budget"), token_ids=(1,) * 512)
-        decided.append(step(call, answer, failed, verdicts=both_orders(0, 1), name=name, task=name))
+        decided.append(step(call, answer, failed, duels=won(0, 1), name=name, task=name))
     assert len(select(decided, NO_CAPS, seed=1).pairs) == 40
 
 

@@ -114,6 +114,7 @@ def keep_pair(store: Store, cycle: str, slot: int, row: dict[str, Any], *, faile
             failure="execution" if failed and position else "",
         )  # fmt: skip
     if not failed:
+        insert(store, "duels", step_id=step, a=0, b=1, winner=0, why="", margin=2.0, component="judge")
         for first, second, verdict, margin in ((0, 1, "first", 2.0), (1, 0, "second", -3.0)):
             insert(
                 store, "critiques", id=new_id("crit"), step_id=step, first=first, second=second, verdict=verdict,
@@ -266,16 +267,18 @@ def test_one_pair_is_shown_with_prompt_critique_and_lineage(world: World) -> Non
     both, failed = listed[1], listed[-1]
     shown = run(world, "pairs", "show", both["id"]).stdout
     for said in (
-        both["id"], "both_ran", "2.00 nats", world.text_cycle, "1-abc", "[system]\n", "[user]\n", "[chosen]\n",
+        both["id"], "both_ran", "decided by  judge", "margin      2.00", world.text_cycle, "1-abc",
+        "[system]\n", "[user]\n", "[chosen]\n",
         both["chosen"], "[rejected]\n", both["rejected"], "(3 samples, 3 tokens, logprob -1.50)",
         "chosen first: first, +2.00 nats for the chosen; 'A'",
         "rejected first: second, +3.00 nats for the chosen; 'B'",
     ):  # fmt: skip
         assert said in shown, said
     facts = run(world, "pairs", "show", failed["id"]).stdout
-    assert "decided by facts" in facts
+    assert "decided by  facts" in facts
+    assert "margin" not in facts
     assert "failed: execution" in facts
-    assert "none was asked" in facts
+    assert "no judge was asked" in facts
     detail = json.loads(run(world, "pairs", "show", both["id"], "--json").stdout)
     assert [verdict["chosen_first"] for verdict in detail["verdicts"]] == [True, False]
     assert detail["chosen"]["token_ids"] == [7, 8, 9]

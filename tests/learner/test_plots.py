@@ -28,7 +28,7 @@ def evaluation(*, passed: bool, families: int) -> EvaluationRow:
         families=[
             {"family": f"f{i}", "n": 50, "incumbent_success": 0.0, "candidate_success": 1.0} for i in range(families)
         ],
-        set_version=1, protocol="p", detectable=0.07, rules=(), sampled=None, ability=None, early_stop=None,
+        set_version=1, protocol="p", detectable=0.07, rules=(), sampled=None, ability=None, judge=None, early_stop=None,
         notes=(), thresholds={},
     )  # fmt: skip
 

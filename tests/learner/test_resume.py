@@ -32,6 +32,7 @@ SMALL = (
     "train.epochs=6",
     "train.checkpoint_steps=2",
     "evaluate.max_tasks=40",
+    "evaluate.num_seeds=1",
     "evaluate.concurrency=8",
     "poll_s=0.1",
 )
@@ -141,7 +142,7 @@ def check_nothing_is_doubled(store: Store) -> None:
         "candidates": "step_id, position",
         "critiques": "step_id, first, second",
         "pairs": "step_id, chosen, rejected",
-        "evaluation_results": "set_digest, adapter, task_id",
+        "evaluation_results": "set_digest, protocol, adapter, task_id, draw",
         "adapters": "cycle_id",
         "evaluations": "cycle_id",
     }.items():
@@ -158,5 +159,6 @@ def check_the_cycle_is_whole(store: Store, home: Home, cycle_id: str) -> None:
     assert funnel["rollouts"] == funnel["tasks_kept"]
     assert store.query("SELECT * FROM rollouts WHERE state = 'running'") == []
     assert store.query("SELECT * FROM steps WHERE picked IS NULL") == []
-    assert count(store, "evaluation_results") == 80
+    # Two adapters, each greedily and with one seed.
+    assert count(store, "evaluation_results") == 2 * 40 * 2
     assert count(store, "adapters") == 1

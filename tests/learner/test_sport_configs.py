@@ -26,6 +26,7 @@ def test_a_configuration_is_sports(name: str, rank: int, alpha: float, tmp_path:
     assert (explore.top_p, explore.max_tokens, explore.max_steps) == (0.8, 512, 8)
     assert (train.learning_rate, train.scheduler, train.max_length, train.nll_weight) == (1e-6, "cosine", 10_240, 0.0)
     assert (config.learner.synthesize.num_tasks, config.learner.synthesize.num_examples) == (500, 20)
+    assert config.agent.action_format == "code"
     assert train.profile == name
     assert PROFILES[train.profile][:2] == (rank, alpha)
     assert config.engine.max_lora_rank >= rank

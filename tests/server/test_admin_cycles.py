@@ -275,13 +275,19 @@ async def test_forgetting_a_caller_erases_its_requests_and_what_came_of_them_onl
     training_data = server.home / "cycles" / cycle.id / "pairs.jsonl"
     training_data.parent.mkdir()
     training_data.write_text("{}\n")
+    anchors = training_data.with_name("anchors.jsonl")
+    anchors.write_text("{}\n")
+    later, other = (server.home / "cycles" / name / "pairs.jsonl" for name in ("cycle_later", "cycle_other"))
+    for path, replayed in ((later, [{"replayed_from": cycle.id}]), (other, [])):
+        path.parent.mkdir()
+        path.write_text("".join(json.dumps(row) + "\n" for row in [{"pair_id": "pair_1"}, *replayed]))
     thumbs = server.home / "cycles" / cycle.id / "thumbs.jsonl"
     thumbs.write_text("".join(json.dumps({"response_id": each, "label": True}) + "\n" for each in (hers, his)))
     assert (await wire.admin.ForgetUser(forget, metadata=server.admin)).num_requests == 1
     assert [row["id"] for row in learner.query("SELECT id FROM requests")] == [his]
     assert [row["id"] for row in learner.query("SELECT id FROM tasks")] == [kept]
     assert len(learner.query("SELECT * FROM pairs")) == 1
-    assert not training_data.exists()
+    assert [path.exists() for path in (training_data, anchors, later, other)] == [False, False, False, True]
     assert [json.loads(line)["response_id"] for line in thumbs.read_text().splitlines()] == [his]
     actions = learner.query("SELECT actor, action, subject FROM events WHERE action = 'forget_user'")
     assert actions == [{"actor": "cli", "action": "forget_user", "subject": "alice"}]

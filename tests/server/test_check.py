@@ -195,6 +195,17 @@ def test_a_chat_template_that_leaves_something_out_is_a_fault(
     assert told in found["template", name][0]
 
 
+def test_code_actions_are_told_and_counted_in_the_prompt(check: Check) -> None:
+    source = PRICE + "app = App('shop', 'You help.', [price])"
+    (_, calls), (code, found) = (
+        check(source, "--model", str(MODEL), "--set", f"agent.action_format={name}") for name in ("tool_calls", "code")
+    )
+    assert code == 0
+    assert found["template", "form"] == ["ok: the model acts by writing Python (agent.action_format)"]
+    assert found["template", "tools"] == ["ok: shows all 1 tools"]
+    assert found["context", ""] != calls["context", ""]
+
+
 def test_a_model_folder_without_a_template_and_a_short_context_are_faults(check: Check, folder: Path) -> None:
     source = PRICE + "app = App('shop', 'You help.', [price])"
     shutil.copytree(MODEL, folder / "model")

@@ -20,7 +20,7 @@ from nightschool_server.chat import ToolResult, user
 from nightschool_server.config.serving import AgentConfig
 from nightschool_server.engine import GenerateRequest
 from nightschool_server.errors import FailedPreconditionError
-from nightschool_server.sandbox.sandbox import UNSAFE
+from nightschool_server.sandbox.proof import UNSAFE
 from nightschool_server.tools.state import ToolState
 
 from tests.harness import SHOP_MODEL, Stubs, server_thread

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from nightschool_server.home import Home
 from nightschool_server.main import main
 from nightschool_server.placement import MODES
 from nightschool_server.serving import locked
+
+from tests.server.sandboxes import needs_sandbox
 
 MODEL = str(Path(__file__).resolve().parents[2] / "examples" / "shop" / "model")
 APP = "examples.shop.app:app"
@@ -69,3 +72,19 @@ def test_the_text_form_has_one_line_a_finding(tmp_path: Path, capsys: pytest.Cap
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("machine")
     assert sum("as configured" in line for line in lines) == 1
+
+
+@needs_sandbox
+def test_the_sandbox_is_named_and_one_that_is_needed_and_missing_is_a_fault(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = ("--set", "agent.action_format=code")
+    _, found = doctor(capsys, tmp_path, "--model", MODEL)
+    assert re.match(r"ok: bubblewrap \d.*; used with agent.action_format", found["sandbox", ""])
+    _, found = doctor(capsys, tmp_path, "--model", MODEL, *code, "--set", "agent.unsafe_code=true")
+    assert found["sandbox", ""].startswith("no: UNSAFE: agent.unsafe_code is set")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    _, found = doctor(capsys, tmp_path, "--model", MODEL)
+    assert found["sandbox", ""].startswith("no: code actions need a sandbox: bwrap is not on the PATH")
+    exit_code, found = doctor(capsys, tmp_path, "--model", MODEL, *code)
+    assert (exit_code, found["sandbox", ""].partition(":")[0]) == (1, "fault")

@@ -7,6 +7,7 @@ stdout is results, stderr is progress. Exit codes: 0 done, 1 a fault of the serv
 from __future__ import annotations
 
 from nightschool.cli.adapters import adapters
+from nightschool.cli.critic import critic
 from nightschool.cli.cycles import cycles
 from nightschool.cli.data import forget, tasks
 from nightschool.cli.init import init
@@ -21,7 +22,7 @@ __all__ = ["main", "nightschool"]
 
 for _command in (
     init, check, serve, doctor, learn, train, evaluate, token, status, generate, run, feedback, models,
-    adapters, cycles, learner, tasks, pairs, forget,
+    adapters, cycles, critic, learner, tasks, pairs, forget,
 ):  # fmt: skip
     nightschool.add_command(_command)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import click
 
 from nightschool.cli.output import note, write_fields, write_table
-from nightschool.records import EarlyStop, Evaluation, GateRule, SampledResult
+from nightschool.records import EarlyStop, Evaluation, GateRule, JudgeResult, SampledResult
 
 
 def write_evaluation(found: Evaluation) -> None:
@@ -19,6 +19,7 @@ def write_evaluation(found: Evaluation) -> None:
             ("evaluation", f"{found.id}: {found.candidate} against {found.incumbent}"),
             ("set", f"version {found.set_version}, {found.set_digest[:12]}, n {found.n}" if found.set_version else ""),
             ("detectable", f"{found.detectable * 100:.1f} points in 8 of 10 runs" if found.detectable else ""),
+            ("judge", _judged(found.judge) if found.judge is not None else ""),
             ("early stop", _stopped(found.early_stop) if found.early_stop is not None else ""),
             *((f"note {number}", text) for number, text in enumerate(found.notes, start=1)),
         ]
@@ -37,6 +38,11 @@ def write_evaluation(found: Evaluation) -> None:
 def _stopped(stop: EarlyStop) -> str:
     where = f"after {stop.n} of {stop.num_planned} tasks, {stop.num_looks} looks"
     return f"{stop.verdict} {where}, evidence {stop.e_value:.3g}"
+
+
+def _judged(judge: JudgeResult) -> str:
+    who = f"{judge.name}{' (the training critic)' if judge.is_training_critic else ''}"
+    return f"{who}: {judge.num_won} won, {judge.num_lost} lost, {judge.num_tied} tied, win rate {judge.win_rate:.1%}"
 
 
 def _status(rule: GateRule) -> str:

@@ -32,7 +32,8 @@ def _facts(detail: PairDetail) -> list[tuple[str, str]]:
     return [
         ("pair", pair.id),
         ("kind", pair.kind + (", simulated" if pair.simulated else "")),
-        ("margin", f"{pair.margin:.2f} nats" if pair.kind == "both_ran" else "decided by facts"),
+        ("decided by", detail.decided_by),
+        ("margin", f"{pair.margin:.2f}" if pair.kind == "both_ran" else ""),
         ("cycle", pair.cycle_id),
         ("task", f"{pair.task_id}, step {pair.step}: {' '.join(detail.task_prompt.split())}"),
         ("seeds", ", ".join(detail.seed_request_ids)),
@@ -44,7 +45,7 @@ def _facts(detail: PairDetail) -> list[tuple[str, str]]:
 
 def _critique(detail: PairDetail) -> list[str]:
     if not detail.verdicts:
-        return ["[critique]", "none was asked: the rejected one failed"]
+        return ["[critique]", "no judge was asked"]
     lines = ["[critique]"]
     for verdict in detail.verdicts:
         order = "chosen first" if verdict.chosen_first else "rejected first"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -10,7 +11,7 @@ import click
 from nightschool.cli.data import cycle_option, preview
 from nightschool.cli.output import json_option, note, write_json, write_table
 from nightschool.cli.pair_view import write_pair
-from nightschool.cli.processes import become_learner
+from nightschool.cli.processes import PASS_THROUGH, become_learner, become_on_home
 from nightschool.cli.root import Target
 
 ROWS = ("preferences", "corrections", "thumbs")
@@ -78,6 +79,17 @@ def export(target: Target, *, folder: Path | None, cycle_id: str, rows: str, out
         with output.open("wb") as file:
             num_bytes = sum(file.write(chunk) for chunk in chunks)
     note(f"{num_bytes} bytes in {output}")
+
+
+@pairs.command(context_settings=PASS_THROUGH, add_help_option=False)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.pass_obj
+def label(target: Target, *, arguments: Sequence[str]) -> None:
+    """Say which of two candidates is better, on the server's machine; the critic is audited on it.
+
+    Example: nightschool pairs label --num 30
+    """
+    become_on_home("nightschool_learner.label_command", target, arguments)
 
 
 def _list_pairs(target: Target, cycle_id: str, *, as_json: bool) -> None:

@@ -71,9 +71,7 @@ def learn(target: Target, *, arguments: Sequence[str]) -> None:
 
     Example: nightschool learn --home /srv/nightschool
     """
-    named = any(argument == "--home" or argument.startswith("--home=") for argument in arguments)
-    home = [] if named else ["--home", str(home_folder(target.home))]
-    _become("learner", "nightschool_learner", target, [*home, *arguments])
+    become_on_home("nightschool_learner", target, arguments)
 
 
 @click.command(context_settings=PASS_THROUGH, add_help_option=False)
@@ -107,6 +105,13 @@ def token(target: Target, *, arguments: Sequence[str]) -> None:
     Example: nightschool token create app --scope user
     """
     _become("server", "nightschool_server", target, ["token", *arguments])
+
+
+def become_on_home(module: str, target: Target, arguments: Sequence[str]) -> NoReturn:
+    """Replace this process by a module of the learner that works on the home folder of `target`."""
+    named = any(argument == "--home" or argument.startswith("--home=") for argument in arguments)
+    home = [] if named else ["--home", str(home_folder(target.home))]
+    _become("learner", module, target, [*home, *arguments])
 
 
 def become_learner(module: str, target: Target, arguments: Sequence[str]) -> NoReturn:

@@ -87,8 +87,7 @@ def scored(attempt: Attempt, reference: Reference, tools: Sequence[str], similar
         scores = {"official": float(official(answer, reference)), "sport": float(sport(answer, reference))}
     elif isinstance(reference, Texts):
         scores["official"] = similarity if attempt.final_answer else 0.0
-    called = [action.tool for action in attempt.actions]
-    scores["matched_tools"] = float(matched_tools(called, tools))
+    scores["matched_tools"] = float(matched_tools(attempt.tools, tools))
     return Row(attempt, scores, {"kind": kind_of(reference), "reference_tools": list(tools)})
 
 
@@ -109,7 +108,7 @@ def metrics(rows: Sequence[Row]) -> list[Metric]:
         ),
         Metric("answer_sport", sum(row.scores["sport"] or 0.0 for row in objective), len(objective), "whitelist tasks"),
         Metric("tool_acc", matched, num_reference, "tool steps of the reference"),
-        Metric("tool_precision", matched, len(actions), "actions of the agent"),
+        Metric("tool_precision", matched, sum(len(row.attempt.tools) for row in rows), "tool calls of the agent"),
         Metric("code_exec", float(sum(not a.is_error for a in actions)), len(actions), "actions of the agent"),
     ]
 

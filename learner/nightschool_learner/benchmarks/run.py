@@ -15,6 +15,7 @@ from pathlib import Path
 
 import nightschool
 from nightschool import AsyncClient
+from nightschool_server.agent.code import CODE_TOOL
 
 from nightschool_learner.benchmarks.attempts import AttemptLog, Run
 from nightschool_learner.benchmarks.task import Action, Attempt, BenchmarkTask
@@ -77,17 +78,19 @@ class Examination:
 
     async def _attempt(self, task: BenchmarkTask) -> Attempt:
         begun = time.monotonic()
+        called: list[str] = []
         try:
-            result = await self._ask(task)
+            result = await self._ask(task, called)
         except (nightschool.InvalidRequestError, nightschool.MessageTooLargeError) as error:
             overflows = isinstance(error, nightschool.ContextOverflowError)
             outcome = "context_overflow" if overflows else "refused"
             return Attempt(task.id, "", outcome, seconds=time.monotonic() - begun, error=error.message)
         except nightschool.DeadlineExceededError as error:
             return Attempt(task.id, "", "deadline", seconds=time.monotonic() - begun, error=error.message)
-        return attempt_of(task, result, time.monotonic() - begun)
+        return attempt_of(task, result, called, time.monotonic() - begun)
 
-    async def _ask(self, task: BenchmarkTask) -> nightschool.TaskResult:
+    async def _ask(self, task: BenchmarkTask, called: list[str]) -> nightschool.TaskResult:
+        """The task's result; the names of the tools that are called go into `called`."""
         run = self.client.run_task(
             task.prompt,
             images=images_of(task) if self.run.with_images else (),
@@ -99,6 +102,9 @@ class Examination:
             learning=nightschool.LearningPolicy.NO_LOG,
             timeout_s=self.run.timeout_s,
         )
+        async for event in run:
+            if isinstance(event, nightschool.ToolCalled):
+                called.append(event.call.name)
         return await run.result()
 
 
@@ -107,8 +113,8 @@ def images_of(task: BenchmarkTask) -> list[Path]:
     return [file for file in task.files if file.suffix.lower() in IMAGES]
 
 
-def attempt_of(task: BenchmarkTask, result: nightschool.TaskResult, seconds: float) -> Attempt:
-    """What a task's result says of the attempt."""
+def attempt_of(task: BenchmarkTask, result: nightschool.TaskResult, called: Sequence[str], seconds: float) -> Attempt:
+    """What a task's result and the calls that it made say of the attempt."""
     parts = [part for message in result.messages for part in message.parts]
     results = [part for part in parts if isinstance(part, nightschool.ToolResult)]
     return Attempt(
@@ -116,6 +122,7 @@ def attempt_of(task: BenchmarkTask, result: nightschool.TaskResult, seconds: flo
         answer=result.answer,
         outcome=str(result.outcome),
         actions=tuple(Action(each.name, each.is_error) for each in results),
+        tools=tuple(name for name in called if name != CODE_TOOL),
         num_steps=result.num_steps,
         completion_tokens=result.usage.completion_tokens,
         seconds=round(seconds, 3),

@@ -27,10 +27,10 @@ class BenchmarkTask:
 
 @dataclass(frozen=True)
 class Action:
-    """One thing that the agent asked to be executed."""
+    """One thing that the agent asked to be executed: a tool call, or a block of code."""
 
     tool: str
-    """Empty where the call could not be read."""
+    """`python` for a block of code; empty where the action could not be read."""
     is_error: bool
 
 
@@ -44,6 +44,8 @@ class Attempt:
     outcome: str
     """answered, max_steps, max_tokens, max_time, deadline, context_overflow or refused."""
     actions: tuple[Action, ...] = ()
+    tools: tuple[str, ...] = ()
+    """That were called, in their order: by actions, or from within their code."""
     num_steps: int = 0
     completion_tokens: int = 0
     seconds: float = 0.0
@@ -59,7 +61,8 @@ class Attempt:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Attempt:
         """The inverse of `dataclasses.asdict`."""
-        return cls(**{**value, "actions": tuple(Action(**action) for action in value["actions"])})
+        actions = tuple(Action(**action) for action in value["actions"])
+        return cls(**{**value, "actions": actions, "tools": tuple(value["tools"])})
 
 
 @dataclass(frozen=True)

@@ -312,6 +312,7 @@ class Evaluation(google.protobuf.message.Message):
     THRESHOLDS_JSON_FIELD_NUMBER: builtins.int
     EARLY_STOP_FIELD_NUMBER: builtins.int
     ABILITY_FIELD_NUMBER: builtins.int
+    JUDGE_FIELD_NUMBER: builtins.int
     id: builtins.str
     candidate: builtins.str
     incumbent: builtins.str
@@ -361,6 +362,10 @@ class Evaluation(google.protobuf.message.Message):
     def ability(self) -> global___Ability:
         """Absent where it was not measured."""
 
+    @property
+    def judge(self) -> global___JudgeResult:
+        """Absent where tasks have answers; else success is the share of tasks in which the judge prefers an adapter."""
+
     def __init__(
         self,
         *,
@@ -388,9 +393,10 @@ class Evaluation(google.protobuf.message.Message):
         thresholds_json: builtins.str = ...,
         early_stop: global___EarlyStop | None = ...,
         ability: global___Ability | None = ...,
+        judge: global___JudgeResult | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["ability", b"ability", "early_stop", b"early_stop", "sampled", b"sampled"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["ability", b"ability", "candidate", b"candidate", "candidate_success", b"candidate_success", "detectable", b"detectable", "early_stop", b"early_stop", "families", b"families", "id", b"id", "incumbent", b"incumbent", "incumbent_success", b"incumbent_success", "interval_high", b"interval_high", "interval_level", b"interval_level", "interval_low", b"interval_low", "n", b"n", "notes", b"notes", "num_gained", b"num_gained", "num_lost", b"num_lost", "p_value", b"p_value", "passed", b"passed", "reasons", b"reasons", "rules", b"rules", "sampled", b"sampled", "set_digest", b"set_digest", "set_version", b"set_version", "thresholds_json", b"thresholds_json"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["ability", b"ability", "early_stop", b"early_stop", "judge", b"judge", "sampled", b"sampled"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["ability", b"ability", "candidate", b"candidate", "candidate_success", b"candidate_success", "detectable", b"detectable", "early_stop", b"early_stop", "families", b"families", "id", b"id", "incumbent", b"incumbent", "incumbent_success", b"incumbent_success", "interval_high", b"interval_high", "interval_level", b"interval_level", "interval_low", b"interval_low", "judge", b"judge", "n", b"n", "notes", b"notes", "num_gained", b"num_gained", "num_lost", b"num_lost", "p_value", b"p_value", "passed", b"passed", "reasons", b"reasons", "rules", b"rules", "sampled", b"sampled", "set_digest", b"set_digest", "set_version", b"set_version", "thresholds_json", b"thresholds_json"]) -> None: ...
 
 global___Evaluation = Evaluation
 
@@ -536,6 +542,56 @@ class Ability(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["base", b"base", "candidate", b"candidate", "incumbent", b"incumbent", "num_tokens", b"num_tokens", "version", b"version"]) -> None: ...
 
 global___Ability = Ability
+
+@typing.final
+class JudgeResult(google.protobuf.message.Message):
+    """Whose answers a judge prefers, asked in both orders."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    IS_TRAINING_CRITIC_FIELD_NUMBER: builtins.int
+    NUM_WON_FIELD_NUMBER: builtins.int
+    NUM_LOST_FIELD_NUMBER: builtins.int
+    NUM_TIED_FIELD_NUMBER: builtins.int
+    NUM_ASKED_FIELD_NUMBER: builtins.int
+    WIN_RATE_FIELD_NUMBER: builtins.int
+    INTERVAL_FIELD_NUMBER: builtins.int
+    FIRST_RATE_FIELD_NUMBER: builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    is_training_critic: builtins.bool
+    num_won: builtins.int
+    num_lost: builtins.int
+    num_tied: builtins.int
+    """Equal answers, neither answered, or a judge that was not sure in both orders."""
+    num_asked: builtins.int
+    """Tasks on which the judge was asked; the others were decided by facts."""
+    win_rate: builtins.float
+    """(won + tied / 2) / n."""
+    first_rate: builtins.float
+    """How often the answer that was shown first won."""
+    prompt_tokens: builtins.int
+    @property
+    def interval(self) -> global___Interval: ...
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        is_training_critic: builtins.bool = ...,
+        num_won: builtins.int = ...,
+        num_lost: builtins.int = ...,
+        num_tied: builtins.int = ...,
+        num_asked: builtins.int = ...,
+        win_rate: builtins.float = ...,
+        interval: global___Interval | None = ...,
+        first_rate: builtins.float = ...,
+        prompt_tokens: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["interval", b"interval"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["first_rate", b"first_rate", "interval", b"interval", "is_training_critic", b"is_training_critic", "name", b"name", "num_asked", b"num_asked", "num_lost", b"num_lost", "num_tied", b"num_tied", "num_won", b"num_won", "prompt_tokens", b"prompt_tokens", "win_rate", b"win_rate"]) -> None: ...
+
+global___JudgeResult = JudgeResult
 
 @typing.final
 class SampledResult(google.protobuf.message.Message):
@@ -1456,11 +1512,14 @@ class PairDetail(google.protobuf.message.Message):
     SAMPLED_BY_FIELD_NUMBER: builtins.int
     TRAINED_FIELD_NUMBER: builtins.int
     CREATED_AT_FIELD_NUMBER: builtins.int
+    DECIDED_BY_FIELD_NUMBER: builtins.int
     task_prompt: builtins.str
     sampled_by: builtins.str
     """Who sampled: an adapter's name, "base" for none."""
     trained: builtins.str
     """The adapter that was trained on it; empty where none was."""
+    decided_by: builtins.str
+    """facts, or the component of the critic that decided between the two: judge, scorer, ..."""
     @property
     def pair(self) -> global___Pair: ...
     @property
@@ -1494,9 +1553,10 @@ class PairDetail(google.protobuf.message.Message):
         sampled_by: builtins.str = ...,
         trained: builtins.str = ...,
         created_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        decided_by: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["chosen", b"chosen", "created_at", b"created_at", "pair", b"pair", "rejected", b"rejected"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["chosen", b"chosen", "created_at", b"created_at", "messages", b"messages", "pair", b"pair", "rejected", b"rejected", "sampled_by", b"sampled_by", "seed_request_ids", b"seed_request_ids", "task_prompt", b"task_prompt", "trained", b"trained", "verdicts", b"verdicts"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["chosen", b"chosen", "created_at", b"created_at", "decided_by", b"decided_by", "messages", b"messages", "pair", b"pair", "rejected", b"rejected", "sampled_by", b"sampled_by", "seed_request_ids", b"seed_request_ids", "task_prompt", b"task_prompt", "trained", b"trained", "verdicts", b"verdicts"]) -> None: ...
 
 global___PairDetail = PairDetail
 

@@ -22,7 +22,7 @@ from nightschool_server.chat import Message, ToolSpec, canonical_json
 from nightschool_server.config.serving import AgentConfig
 from nightschool_server.engine import ToolChoice
 from nightschool_server.errors import InvalidRequestError
-from nightschool_server.sandbox.sandbox import open_sandbox
+from nightschool_server.sandbox.proof import open_sandbox
 
 
 class ActionFormat(Protocol):

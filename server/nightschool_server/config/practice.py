@@ -109,6 +109,11 @@ class PairsConfig(_Section):
     max_length_ratio: Annotated[float, Field(ge=0)] = 1.5
     """Tokens of chosen answers over those of rejected ones, or the other way round, over pairs that ran and in which
     both answer or both call. Beyond it those that stretch it most are left out. At least 1; 0: no matching."""
+    replay_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Of what is trained on: pairs of earlier promoted cycles, newest first, of the same base model, chat template and
+    critic settings. 0: none."""
+    replay_unproven: bool = False
+    """Replay also pairs of cycles whose adapter was not promoted, or whose critic was inverted."""
     max_feedback: Annotated[int, Field(ge=0)] = 1000
     """Newest rated requests whose corrections and thumbs are written beside the pairs, for SFT and KTO. 0: none."""
     anchors_per_pair: Annotated[float, Field(ge=0, le=16)] = 1.0

@@ -109,6 +109,15 @@ class CriticConfig(RoleConfig):
     consistency_margin_nats: Annotated[float, Field(gt=0)] = 1.0
     """Log odds of the shares of samples. 1.0 takes at least 4 against 1 of 5."""
 
+    min_agreement: Share = 0.7
+    """A critic that agrees with the gold set less often ends the cycle before training. 0: not asked."""
+    min_gold: Positive = 30
+    """Gold pairs that are needed for that."""
+    max_position_bias: Annotated[float, Field(ge=0, le=0.5)] = 0.35
+    """How far from one half the share of verdicts for the candidate shown first may be."""
+    max_parse_failures: Share = 0.5
+    """Share of answers that could not be read."""
+
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
         if not self.kinds or self.kinds[0] != "facts" or len(set(self.kinds)) < len(self.kinds):

@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from nightschool_server.config.roles import RoleConfig
+
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 
@@ -133,6 +135,23 @@ class EvaluateConfig(_Section):
         return patterns
 
 
+class JudgeConfig(RoleConfig):
+    """Who compares answers where held-out tasks have none of their own. Another than the training critic."""
+
+    margin_nats: Annotated[float, Field(ge=0)] = 1.0
+    """The winner's log odds, in either order, must reach this; else the two answers are tied."""
+    rubric: Literal["step-1", "step-2"] = "step-2"
+    """The wording; `step-1` is what the shop's model was trained on."""
+    votes: Annotated[int, Field(ge=1, le=32)] = 1
+    """Answers to each question, where the judge gives no odds: their mean counts."""
+    max_comparisons: Annotated[int, Field(ge=0)] = 0
+    """Questions in a cycle; where it is spent, answers are tied. 0: no bound."""
+    max_tokens: Annotated[int, Field(ge=0)] = 0
+    """The same in tokens. 0: no bound."""
+    max_cost: Annotated[float, Field(ge=0)] = 0.0
+    """The same in money, by the endpoint's prices. 0: no bound."""
+
+
 class GateConfig(_Section):
     """What a candidate must show to be promoted."""
 
@@ -186,6 +205,11 @@ class GateConfig(_Section):
     max_ability_base_nats: Annotated[float, Field(ge=0)] = 5.0
     """Where the base model itself finds that text less likely than this, nats a token, it has no general ability to
     lose, and the number is only reported."""
+    judge: JudgeConfig = JudgeConfig()
+    allow_training_critic: bool = False
+    """Let the critic that made the preferences also judge what came of them. It stands in the evaluation."""
+    min_win_rate: Share = 0.5
+    """The judge's win rate, ties counting half, must be above this."""
     max_pass_at_n_fall: Annotated[float, Field(ge=0, le=1)] = 1.0
     """How far pass@n of the sampled answers may fall. 1: it is only reported."""
 

@@ -13,6 +13,7 @@ import sys
 import sysconfig
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 from nightschool_server.errors import FailedPreconditionError
@@ -28,6 +29,7 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
+    "MALLOC_ARENA_MAX": "2",
 }
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 _LINKER = ("/etc/ld.so.cache", "/etc/alternatives", "/etc/localtime")
@@ -77,7 +79,7 @@ def bwrap_path() -> str:
     if sys.platform != "linux":
         raise FailedPreconditionError(f"bubblewrap needs Linux, this is {sys.platform}")
     if (path := shutil.which("bwrap")) is None:
-        raise FailedPreconditionError("bwrap is not on the PATH: install bubblewrap")
+        raise FailedPreconditionError("bwrap is not on the PATH")
     return path
 
 
@@ -87,8 +89,12 @@ def interpreter() -> Path:
 
 
 def packages() -> list[Path]:
-    """The folders of installed packages, which code may import from."""
-    return list(dict.fromkeys(Path(os.path.realpath(sysconfig.get_path(name))) for name in ("purelib", "platlib")))
+    """The folders of installed packages, which code may import from: the interpreter's, and where ours are."""
+    found = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    spec = find_spec("cloudpickle")
+    if spec is not None and spec.origin is not None:
+        found.append(str(Path(spec.origin).parents[1]))
+    return list(dict.fromkeys(Path(os.path.realpath(path)) for path in found if os.path.isdir(path)))
 
 
 @cache

@@ -61,7 +61,7 @@ def program() -> bytes:
     try:
         import pyseccomp
     except (ImportError, RuntimeError, OSError) as error:
-        raise FailedPreconditionError(f"libseccomp cannot be used ({error}): install libseccomp2") from error
+        raise FailedPreconditionError(f"libseccomp cannot be used ({error})") from error
     rules = pyseccomp.SyscallFilter(defaction=pyseccomp.ERRNO(errno.ENOSYS))
     known = {name for name in (*ALLOWED, *NOT_PERMITTED) if _is_known(name)}
     for name in ALLOWED:

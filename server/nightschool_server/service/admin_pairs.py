@@ -64,6 +64,7 @@ def get_pair(store: Store, pair_id: str) -> admin_pb2.PairDetail:
         sampled_by=row["adapter"],
         trained=row["trained"] or "",
         created_at=timestamp(row["created_at"]),
+        decided_by=_decided_by(store, row["step_id"], chosen, rejected),
     )
 
 
@@ -120,6 +121,15 @@ def _side(row: Row) -> admin_pb2.PairSide:
         logprob=row["logprob"],
         token_ids=json.loads(row["token_ids"]),
     )
+
+
+def _decided_by(store: Store, step_id: str, chosen: Row, rejected: Row) -> str:
+    """`facts`, or the critic's component; empty where its row is from before there were components."""
+    if rejected["failure"]:
+        return "facts"
+    positions = sorted((chosen["position"], rejected["position"]))
+    duel = store.one("SELECT component FROM duels WHERE step_id = ? AND a = ? AND b = ?", (step_id, *positions))
+    return str(duel["component"]) if duel is not None else ""
 
 
 def _verdicts(store: Store, step_id: str, chosen: int, rejected: int) -> list[admin_pb2.PairVerdict]:

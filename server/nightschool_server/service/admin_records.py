@@ -123,6 +123,7 @@ def evaluation_to_proto(row: Row) -> admin_pb2.Evaluation:
         rules=[admin_pb2.GateRule(**rule) for rule in json.loads(row["rules"])],
         sampled=_parsed(row["sampled"], admin_pb2.SampledResult()),
         ability=_parsed(row["ability"], admin_pb2.Ability()),
+        judge=_parsed(row["judge"], admin_pb2.JudgeResult()),
         early_stop=_parsed(row["early_stop"], admin_pb2.EarlyStop()),
         notes=json.loads(row["notes"]),
         thresholds_json=row["thresholds"],

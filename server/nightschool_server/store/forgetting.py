@@ -16,7 +16,7 @@ from nightschool_server.runtime import Runtime
 from nightschool_server.service.audit import audit
 from nightschool_server.store.store import Store
 
-PAIRS_FILE = "pairs.jsonl"
+PAIRS_FILE, ANCHORS_FILE = "pairs.jsonl", "anchors.jsonl"
 """In a cycle's folder: its training data, written by the learner's `pair_export.py`."""
 
 
@@ -46,10 +46,11 @@ def _refuse_while_learning(store: Store, user: str) -> None:
     row = store.one(
         "SELECT c.id FROM cycles c JOIN cycle_seeds s ON s.cycle_id = c.id JOIN requests r ON r.id = s.response_id "
         "WHERE c.state = 'running' AND r.caller = :user "
-        # From its pairs stage on a cycle holds what callers said, whether or not it has seeds of theirs.
+        # From its pairs stage on a cycle holds what callers said and pairs of earlier cycles, whosever its seeds are.
         "UNION SELECT c.id FROM cycles c JOIN stages g ON g.cycle_id = c.id "
         "WHERE c.state = 'running' AND g.name = 'pairs' AND g.state <> 'pending' AND EXISTS "
-        " (SELECT 1 FROM feedback f JOIN requests r ON r.id = f.response_id WHERE r.caller = :user) LIMIT 1",
+        " (SELECT 1 FROM requests r WHERE r.caller = :user AND (r.id IN (SELECT response_id FROM feedback) "
+        "  OR r.id IN (SELECT response_id FROM task_seeds))) LIMIT 1",
         {"user": user},
     )
     if row is not None:
@@ -70,7 +71,12 @@ def _cycles_from(store: Store, user: str) -> list[str]:
 
 def _delete_training_files(home: Home, cycles: Sequence[str]) -> None:
     for cycle_id in cycles:
-        (home.cycles / cycle_id / PAIRS_FILE).unlink(missing_ok=True)
+        for name in (PAIRS_FILE, ANCHORS_FILE):
+            (home.cycles / cycle_id / name).unlink(missing_ok=True)
+    for path in home.cycles.glob(f"*/{PAIRS_FILE}"):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        if any(json.loads(line).get("replayed_from") in cycles for line in lines):
+            path.unlink()
 
 
 def _requests_of(store: Store, user: str) -> frozenset[str]:

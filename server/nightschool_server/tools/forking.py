@@ -11,6 +11,7 @@ until a write, but needs rights that a server should not have, and leaves mounts
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -20,8 +21,27 @@ FICLONE = 0x40049409
 """Of linux/fs.h: make a file share all blocks of another one, each its own from the first write on."""
 
 
+_OF_THE_TREE = frozenset({errno.ENAMETOOLONG, errno.EACCES, errno.EPERM})
+
+
+class UncopyableError(Exception):
+    """A workspace that cannot be copied because of what a tool has made of it, not because of the disk."""
+
+
 def copy_tree(source: Path, target: Path) -> None:
-    """Copy what is in the folder `source` into the empty folder `target`. Raises OSError and leaves a part."""
+    """Copy what is in the folder `source` into the empty folder `target`.
+
+    Raises UncopyableError, or OSError where the disk is full or broken, and leaves a part.
+    """
+    try:
+        _copy_tree(source, target)
+    except OSError as error:
+        if error.errno in _OF_THE_TREE:
+            raise UncopyableError(f"a tool has left what cannot be copied: {error.strerror}") from error
+        raise
+
+
+def _copy_tree(source: Path, target: Path) -> None:
     copier = _Copier(source, target)
     folders = [(str(source), str(target))]
     for original, copy in folders:  # It grows while it is walked: a tool may nest deeper than the stack goes.
@@ -50,6 +70,9 @@ def remove_tree(folder: Path) -> None:
     for path in reversed(folders):
         with contextlib.suppress(OSError):
             os.rmdir(path)
+    if folder.is_dir():
+        with contextlib.suppress(RecursionError):
+            shutil.rmtree(folder, ignore_errors=True)  # By descriptors: they reach where a path is too long.
 
 
 class _Copier:

@@ -39,7 +39,10 @@ class ToolState:
         return cls(canonical_json(dict(app.initial_state)), root)
 
     def fork(self) -> ToolState:
-        """A state of its own with the same content. Copies the workspace if there is a file in it. Raises OSError."""
+        """A state of its own with the same content. Copies the workspace if there is a file in it.
+
+        Raises what `forking.copy_tree` raises.
+        """
         if self.workspace is None or not self.workspace.is_dir() or not any(self.workspace.iterdir()):
             return replace(self, workspace=None)
         copy = self.make_workspace()

@@ -74,8 +74,8 @@ class ToolWorkers:
     def __init__(self, app_ref: str, num_workers: int, limits: CallLimits) -> None:
         self._limits = limits
         self._workers = [_Seat(ToolWorker(app_ref, limits.max_memory_bytes)) for _ in range(num_workers)]
-        # Last in, first out: a few callers keep to the few workers that are warm.
-        self._idle: asyncio.LifoQueue[_Seat] = asyncio.LifoQueue()
+        # First in, first out: whoever has waited longest has forked for its next call, while the last one still does.
+        self._idle: asyncio.Queue[_Seat] = asyncio.Queue()
         self._closed = False
 
     @classmethod
