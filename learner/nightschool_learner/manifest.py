@@ -34,7 +34,7 @@ class _Frozen(BaseModel):
 
 
 class Hyperparameters(_Frozen):
-    """How a preference-tuning run goes: DPO (sigmoid) plus an NLL term on the chosen answer."""
+    """How a preference-tuning run goes: a loss of pairs plus an NLL term on the chosen answer."""
 
     rank: Annotated[int, Field(ge=1)] = 64
     alpha: Annotated[float, Field(gt=0)] = 16.0
@@ -50,6 +50,9 @@ class Hyperparameters(_Frozen):
     """Pairs of one forward; a pair is two sequences."""
     accumulation: Annotated[int, Field(ge=1)] = 1
     """Forwards of one optimizer step."""
+    loss: str = "sigmoid"
+    """Of a pair, by TRL's name."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     beta: Annotated[float, Field(gt=0)] = 0.1
     nll_weight: Annotated[float, Field(ge=0)] = 0.2
     """Weight of the mean NLL per chosen token beside the DPO loss (Iterative RPO, arXiv 2404.19733)."""
@@ -59,6 +62,8 @@ class Hyperparameters(_Frozen):
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     max_length: Annotated[int, Field(ge=16)] = 10_240
     """Tokens of prompt and answer; a longer pair is dropped and counted, never cut."""
+    gradient_checkpointing: Literal["auto", "on", "off"] = "auto"
+    """`auto`: on a GPU."""
     checkpoint_steps: Annotated[int, Field(ge=1)] = 50
     validation_share: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     """Of pairs and anchors that are held back to look at, see `validation.py`."""

@@ -16,7 +16,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 from nightschool_server.chat import ToolSpec, messages_from_json
-from nightschool_server.config.training import TrainConfig
 from nightschool_server.engine import BASE
 from nightschool_server.store.store import Store
 
@@ -26,7 +25,6 @@ from nightschool_learner.errors import StageFailedError
 from nightschool_learner.manifest import (
     Alarm,
     AlarmLimits,
-    Hyperparameters,
     Manifest,
     Placing,
     ProbePrompt,
@@ -36,6 +34,7 @@ from nightschool_learner.manifest import (
 )
 from nightschool_learner.pair_export import ANCHORS_FILE, PAIRS_FILE
 from nightschool_learner.plots import plot_training
+from nightschool_learner.profiles import hyperparameters
 from nightschool_learner.sampling import patiently
 from nightschool_learner.stages import Cycle, Ending, Progress
 from nightschool_learner.trainer_process import end_stale_trainer, last_words, start_trainer
@@ -47,9 +46,6 @@ POLL_S = 0.25
 
 CANNOT = 2
 """Exit code of a trainer that says why it cannot go on; starting it again would not help."""
-
-PROFILES = {"card": (64, 16.0, ()), "paper": (32, 32.0, ("q_proj", "k_proj", "v_proj"))}
-"""Rank, alpha and layers. `card`: the released adapter's. `paper`: SPORT's text, which leaves alpha open."""
 
 
 class TrainStage:
@@ -121,33 +117,6 @@ def make_manifest(cycle: Cycle, folder: Path, base_model: str, base_digest: str)
         nice=config.nice,
         num_threads=config.num_threads,
         probes=choose_probes(cycle.store, cycle.id, cycle.tools, config.num_probes),
-    )
-
-
-def hyperparameters(config: TrainConfig) -> Hyperparameters:
-    """The profile with what the configuration says instead."""
-    rank, alpha, layers = PROFILES[config.profile]
-    return Hyperparameters(
-        rank=config.rank or rank,
-        alpha=config.alpha or alpha,
-        dropout=config.dropout,
-        target_modules=config.target_modules or layers,
-        learning_rate=config.learning_rate,
-        scheduler=config.scheduler,
-        warmup_share=config.warmup_share,
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        accumulation=config.accumulation,
-        beta=config.beta,
-        nll_weight=config.nll_weight,
-        anchor_weight=config.anchor_weight,
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        max_length=config.max_length,
-        checkpoint_steps=config.checkpoint_steps,
-        validation_share=config.validation_share,
-        num_looks=config.num_looks,
-        patience=config.patience,
     )
 
 

@@ -1,8 +1,8 @@
 """One training run as a process: `python -m nightschool_learner.trainer RUN_FOLDER/manifest.json`.
 
-Reads the manifest, tunes a LoRA adapter on the preference pairs with TRL's DPOTrainer (loss
-`sigmoid` + nll_weight * `sft`), publishes it as PEFT safetensors and writes result.json last. A run that was
-killed goes on from its last whole checkpoint and ends at the same step with the same weights (float32, CPU).
+Reads the manifest, tunes a LoRA adapter on the preference pairs with TRL, publishes it as PEFT safetensors and writes
+result.json last. A run that was killed goes on from its last whole checkpoint and ends at the same step with the same
+weights (float32, CPU).
 
 Owns the run; the model is `trainer_model.py`, tokens and batches are `trainer_data.py`, starting, watching
 and stopping the process is `train.py`. Torch and TRL are imported inside functions, after nice and threads are set.

@@ -4,7 +4,8 @@ Deviations from TRL 1.16, each with its reason: the dataset is not prepared by T
 that the collator holds as tokens (see `trainer_data.py`); TRL sees no images, the collator brings them, so that
 reference logprobs can be computed once for pairs with images too.
 
-Source of the loss: DPO (arXiv 2305.18290, eq. 7) plus nll_weight * NLL of the chosen answer per token
+Source of the loss: DPO (arXiv 2305.18290, eq. 7), or another of TRL's losses of pairs (IPO, arXiv 2310.12036; robust
+DPO, arXiv 2403.00409; EXO, arXiv 2402.00856; ...), plus nll_weight * NLL of the chosen answer per token
 (arXiv 2404.19733, eq. 2, which divides by the tokens of prompt and answer together), plus anchor_weight * NLL of
 the batch's anchors per answer (the term that holds an RLHF policy to other data, arXiv 2203.02155, eq. 2).
 """
@@ -164,7 +165,8 @@ def _config(manifest: Manifest, num_pairs: int) -> DPOConfig:
         weight_decay=wanted.weight_decay,
         max_grad_norm=wanted.max_grad_norm,
         beta=wanted.beta,
-        loss_type=["sigmoid", "sft"],
+        label_smoothing=wanted.label_smoothing,
+        loss_type=[wanted.loss, "sft"],
         loss_weights=[1.0, wanted.nll_weight],
         max_length=None,
         precompute_ref_log_probs=wanted.epochs > 1,
@@ -179,6 +181,8 @@ def _config(manifest: Manifest, num_pairs: int) -> DPOConfig:
         seed=manifest.seed % 2**32,
         use_cpu=not on_gpu,
         bf16=on_gpu,
-        gradient_checkpointing=on_gpu,
+        gradient_checkpointing=on_gpu
+        if wanted.gradient_checkpointing == "auto"
+        else wanted.gradient_checkpointing == "on",
         dataloader_pin_memory=on_gpu,
     )
