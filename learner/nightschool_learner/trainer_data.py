@@ -150,22 +150,22 @@ class PairCollator:
     def prompts(self, pairs: Sequence[int]) -> list[dict[str, Tensor]]:
         """The prompt of each of these pairs as a batch of its own, each prompt once."""
         distinct = {tuple(self.pairs[i].prompt_ids): self.pairs[i] for i in pairs}
-        batches = [self._pad_sequences([(pair, [])]) for pair in distinct.values()]
+        batches = [self.pad_sequences([(pair, [])]) for pair in distinct.values()]
         return [{key: value for key, value in batch.items() if key != "completion_mask"} for batch in batches]
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The batch of rows of the dataset: ids and masks [2 * num_pairs, length], images flat."""
         pairs = [self.pairs[row["row"]] for row in rows]
         sequences = [(pair, pair.chosen_ids) for pair in pairs] + [(pair, pair.rejected_ids) for pair in pairs]
-        batch: dict[str, Any] = self._pad_sequences(sequences)
+        batch: dict[str, Any] = self.pad_sequences(sequences)
         for key in ("ref_chosen_logps", "ref_rejected_logps"):
             if key in rows[0]:
                 batch[key] = torch.tensor([row[key] for row in rows])
         if anchors := [self.anchors[i] for row in rows for i in row.get(ANCHORS, ())]:
-            batch[ANCHORS] = self._pad_sequences([(anchor, anchor.answer_ids) for anchor in anchors])
+            batch[ANCHORS] = self.pad_sequences([(anchor, anchor.answer_ids) for anchor in anchors])
         return batch
 
-    def _pad_sequences(self, sequences: Sequence[tuple[EncodedPair | EncodedAnchor, list[int]]]) -> dict[str, Tensor]:
+    def pad_sequences(self, sequences: Sequence[tuple[EncodedPair | EncodedAnchor, list[int]]]) -> dict[str, Tensor]:
         batch = {
             "input_ids": _pad([row.prompt_ids + answer for row, answer in sequences], self.pad_id),
             "attention_mask": _pad([[1] * (len(row.prompt_ids) + len(answer)) for row, answer in sequences], 0),
