@@ -134,11 +134,15 @@ class Judge:
         if self.spent.reaches(self.config):
             return None, "budget"
         prompt = Prompt(messages, images=shown.pixels)
+        # Counted before it is asked: others that are under way must not pass the bound together.
+        self.spent.num_asked += 1
         try:
             samples = await self.model.sampler.sample(prompt, self._sampling(key, vote), adapter=self.model.adapter)
         except ContextOverflowError as error:
+            self.spent.num_asked -= 1
             return Answer(None, str(error), 0, 0), ""
         except EndpointError as error:
+            self.spent.num_asked -= 1
             logger.warning("event=critic_unavailable error=%s", error)
             return None, "unavailable"
         text = samples.answers[0].text
@@ -150,7 +154,6 @@ class Judge:
 
     async def _keep(self, key: str, answer: Answer) -> None:
         cost = self.model.cost(answer.prompt_tokens, answer.completion_tokens)
-        self.spent.num_asked += 1
         self.spent.num_tokens += answer.prompt_tokens + answer.completion_tokens
         self.spent.cost += cost
         if self.cache is not None:

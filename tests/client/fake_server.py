@@ -23,7 +23,7 @@ from grpc_status import rpc_status
 from nightschool_proto.v1 import admin_pb2, agent_pb2, content_pb2
 
 TOKEN = "secret"
-WAIT_S = 20.0
+WAIT_S = 60.0
 """How long a test waits for an event before it fails."""
 
 Step = Callable[[Any, grpc.ServicerContext], Any]

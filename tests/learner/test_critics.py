@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from collections.abc import Callable
@@ -264,6 +265,20 @@ async def test_a_spent_budget_says_so_and_is_remembered_over_a_restart(store: St
     assert len(says.seen) == 3
     known = await judge(says, cache, **bound).compare(CONTEXT, CandidateView("0", ""), LONG)
     assert known.winner == "first", "what is known costs nothing"
+
+
+async def test_comparisons_that_are_under_way_together_do_not_pass_the_bound() -> None:
+    class Slow(Says):
+        async def sample(self, prompt: Prompt, sampling: Sampling, *, adapter: str) -> Samples:
+            await asyncio.sleep(0)
+            return await super().sample(prompt, sampling, adapter=adapter)
+
+    says = Slow(lambda *_: better("A"))
+    asked = judge(says, max_comparisons=3)
+    views = [CandidateView(str(number), "") for number in range(10)]
+    verdicts = await asyncio.gather(*(asked.compare(CONTEXT, view, LONG) for view in views))
+    assert len(says.seen) == 3
+    assert sum(verdict.why == "budget" for verdict in verdicts) == 7
 
 
 async def test_an_endpoint_that_is_away_is_no_preference(store: Store) -> None:

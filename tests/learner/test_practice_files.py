@@ -27,6 +27,7 @@ from nightschool_learner.synthesize import belongings_of
 from nightschool_learner.trainer_data import encode_pair, parse_messages
 from nightschool_learner.trainer_model import load_base
 from nightschool_server import chat
+from nightschool_server.agent.formats import TOOL_CALLS
 from nightschool_server.agent.toolbox import open_tools
 from nightschool_server.agent.toolcalls import write_call
 from nightschool_server.app import load_app
@@ -235,7 +236,7 @@ async def test_a_held_out_task_brings_files(store: Store, tmp_path: Path) -> Non
         cycle = replace(cycle_on(store), app=APP, app_ref=APP_REF, client=client)
         async with open_tools(APP, APP_REF, num_workers=1, purpose="practice") as tools:
             root = tmp_path / "root"
-            examiner = Examiner(cycle, PracticeSampler(cycle), tools, root, held_out.digest)
+            examiner = Examiner(cycle, PracticeSampler(cycle), tools, root, held_out.digest, TOOL_CALLS)
             result = await examiner.examine(held_out.tasks[0], "base", 0)
         await client.close()
     assert (result.success, result.answer, result.num_tool_errors) == (True, "42", 0)

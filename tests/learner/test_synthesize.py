@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from nightschool_learner import records, seed_records
-from nightschool_learner.errors import NothingToLearnError
+from nightschool_learner.errors import EndpointError, NothingToLearnError
 from nightschool_learner.prompts import WrittenTask, write_task
 from nightschool_learner.screening import HeldOut, held_out_of, task_key
 from nightschool_learner.seed_records import KEPT, Seed
@@ -152,6 +152,19 @@ async def test_a_prompt_that_does_not_fit_drops_the_slot(store: Store) -> None:
     with pytest.raises(NothingToLearnError):
         await run(cycle, FakeSampler(refuse))
     assert {task.state for task in seed_records.tasks_of(store, cycle.id)} == {"overflow"}
+
+
+async def test_a_writer_that_is_away_costs_the_attempt_and_not_the_slot(store: Store) -> None:
+    cycle = await seeded(store, "synthesize.num_tasks=1")
+
+    def answer(prompt: Prompt, sampling: Sampling, index: int) -> str:
+        if len(sampler.calls) == 1:
+            raise EndpointError("writer at http://localhost: HTTP 500")
+        return written("Write invoice number one")
+
+    sampler = FakeSampler(answer)
+    counts = await run(cycle, sampler)
+    assert (counts["dropped_unavailable"], counts["kept"]) == (1, 1)
 
 
 @pytest.mark.parametrize("die_at", range(6))
