@@ -16,7 +16,7 @@ import logging
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from nightschool_server.agent.formats import open_format
@@ -167,7 +167,7 @@ class Results:
     async def add(self, adapter: str, result: TaskResult) -> None:
         """Take one result; written with the next batch."""
         self._pending.append((adapter, result))
-        self._known[adapter][result.key] = result
+        self._known[adapter][result.key] = replace(result, turns=())  # the rows keep those
         self.progress.message = "; ".join([", ".join(self._rates()), self._power])
         self.progress.advance(1, tool_errors=result.num_tool_errors, completion_tokens=result.completion_tokens)
         if len(self._pending) >= BATCH:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
+
+from nightschool_learner.turns import Said
 
 if TYPE_CHECKING:
     from nightschool_server.store.store import Store
@@ -58,12 +60,15 @@ class TaskResult:
     actions: tuple[str, ...] = ()
     """A digest of each step's action: equal for steps that do the same."""
 
+    turns: tuple[Said, ...] = ()
+    """After the question, of a greedy answer; written beside the result, read by `turns_of_tasks` alone."""
+
     @property
     def key(self) -> Key:
         return self.task_id, self.draw
 
 
-_COLUMNS = tuple(TaskResult.__dataclass_fields__)
+_COLUMNS = tuple(name for name in TaskResult.__dataclass_fields__ if name != "turns")
 
 
 def results_of(store: Store, basis: Basis, adapter: str) -> dict[Key, TaskResult]:
@@ -86,6 +91,28 @@ def insert_results(store: Store, basis: Basis, cycle_id: str, results: Sequence[
             f"VALUES ({', '.join('?' for _ in columns)})",
             [(basis.set_digest, basis.protocol, adapter, cycle_id, now, *_values(r)) for adapter, r in results],
         )
+        db.executemany(
+            "INSERT OR IGNORE INTO evaluation_turns (set_digest, protocol, adapter, task_id, turns) "
+            "VALUES (?, ?, ?, ?, ?)",
+            [
+                (basis.set_digest, basis.protocol, adapter, r.task_id, json.dumps([asdict(one) for one in r.turns]))
+                for adapter, r in results
+                if r.turns
+            ],
+        )
+
+
+def turns_of_tasks(store: Store, basis: Basis, adapter: str, task_ids: Sequence[str]) -> dict[str, tuple[Said, ...]]:
+    """How an adapter came to its greedy answers to these tasks, where that was kept."""
+    rows = store.query(
+        "SELECT task_id, turns FROM evaluation_turns WHERE set_digest = ? AND protocol = ? AND adapter = ? "
+        "AND task_id IN (SELECT value FROM json_each(?))",
+        (basis.set_digest, basis.protocol, adapter, json.dumps(list(task_ids))),
+    )
+    return {
+        row["task_id"]: tuple(Said(one["who"], one["text"], tuple(one["images"])) for one in json.loads(row["turns"]))
+        for row in rows
+    }
 
 
 def _values(result: TaskResult) -> list[Any]:

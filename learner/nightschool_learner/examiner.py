@@ -29,6 +29,7 @@ from nightschool_learner.comparison import ANSWERED
 from nightschool_learner.evaluation_results import GREEDY, TaskResult
 from nightschool_learner.sampling import AdapterSampler, AnswerSampler, derive_seed
 from nightschool_learner.stages import Cycle
+from nightschool_learner.turns import turns_of
 
 MAX_TASK_S = 3600.0
 """Wall time of one task: generous, because practice waits for live requests and a slow machine is no failure."""
@@ -78,7 +79,8 @@ class Examiner:
             await asyncio.to_thread(state.discard)
             return TaskResult(task.id, task.family, False, str(error), OVERFLOW, 0, 0, 0, draw=draw)
         await asyncio.to_thread(result.state.discard)
-        return self._described(judge(task, result, draw), result)
+        verdict = self._described(judge(task, result, draw), result)
+        return replace(verdict, turns=turns_of(result.messages)) if draw == GREEDY else verdict
 
     def _actor(self, task: EvaluationTask, adapter: str, draw: int) -> LiveActor:
         sampler, written = AdapterSampler(self.sampler, adapter), self.action_format

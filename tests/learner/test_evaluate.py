@@ -14,7 +14,7 @@ from nightschool_learner.decision import recorded_decision
 from nightschool_learner.errors import CycleCancelledError
 from nightschool_learner.evaluate import EvaluateStage, Results
 from nightschool_learner.evaluation_records import evaluation_of
-from nightschool_learner.evaluation_results import GREEDY, Basis, TaskResult, insert_results, results_of
+from nightschool_learner.evaluation_results import GREEDY, Basis, TaskResult, insert_results, results_of, turns_of_tasks
 from nightschool_learner.examiner import judge, read_images
 from nightschool_learner.held_out import basis_of, held_out_tasks, plan_of
 from nightschool_learner.stages import Cycle
@@ -64,6 +64,12 @@ async def test_both_adapters_answer_every_task_and_later_cycles_reuse_the_incumb
     assert set(measured[candidate]) == set(measured["base"]) == {(id_, GREEDY) for id_ in ids}
     assert all(result.num_steps >= 1 and result.completion_tokens > 0 for result in measured["base"].values())
     assert {result.family for result in measured["base"].values()} == {"sum", "left"}
+    ways = turns_of_tasks(served.store, basis, candidate, sorted(ids))
+    assert set(ways) == ids, "how it came to each greedy answer is kept"
+    assert all(
+        ways[id_][-1].who == "assistant" or result.outcome != "answered"
+        for (id_, _), result in measured[candidate].items()
+    )
     row = served.progress(cycle, "evaluate")
     assert row["num_total"] == 2 * len(ids)
 

@@ -7,12 +7,13 @@ from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
-from nightschool_learner import records, report
+from nightschool_learner import records
 from nightschool_learner.errors import StageFailedError
 from nightschool_learner.evaluation_records import evaluation_of
 from nightschool_learner.evaluation_results import TaskResult, insert_results
 from nightschool_learner.held_out import basis_of, held_out_tasks
 from nightschool_learner.promote import PromoteStage
+from nightschool_learner.report.gather import build
 from nightschool_learner.stages import Cycle
 
 from tests.learner.candidate_home import SMALL_GATE, World, add_adapter, fresh, world
@@ -80,9 +81,7 @@ async def test_a_candidate_that_passes_becomes_active(served: World, trained: Tr
     assert row.ability is not None
     assert row.ability.num_tokens > 200
     assert row.ability.base == row.ability.incumbent != row.ability.candidate
-    reported = report.build(served.store, cycle.id)["evaluation"]
-    assert [rule["value"] for rule in reported["rules"]] == [rule.value for rule in row.rules]
-    assert reported["thresholds"] == row.thresholds
+    assert build(served.store, cycle.id).evaluation == row
     shown = (await served.client.admin.cycles.get(cycle.id)).evaluation
     assert shown is not None
     assert [(rule.name, rule.held, rule.value) for rule in shown.rules] == [

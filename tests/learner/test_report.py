@@ -19,8 +19,7 @@ from nightschool_learner.explore import ExploreStage
 from nightschool_learner.gate import Rule
 from nightschool_learner.pairs import PairsStage
 from nightschool_learner.report.charts import MAX_POINTS, line_chart, training_charts
-from nightschool_learner.report.contents import MAX_CHARS, Report
-from nightschool_learner.report.conversation import shown
+from nightschool_learner.report.contents import Report
 from nightschool_learner.report.files import missing, write
 from nightschool_learner.report.gather import build
 from nightschool_learner.report.page import render
@@ -28,6 +27,7 @@ from nightschool_learner.report.pictures import MAX_PICTURE_BYTES, Album
 from nightschool_learner.report.summary import summary_of
 from nightschool_learner.seed_records import KEPT, Attempt, Seed, insert_seeds, insert_task, new_task
 from nightschool_learner.stages import Cycle
+from nightschool_learner.turns import MAX_CHARS, Said, shown
 from nightschool_server.agent.toolcalls import write_call
 from nightschool_server.engine import Prompt, Sampling
 from nightschool_server.evaluation_set import EvaluationSet, EvaluationTask
@@ -128,7 +128,11 @@ async def practised(store: Store) -> Cycle:
 def evaluated(cycle: Cycle, *, passed: bool = True) -> EvaluationRow:
     """The cycle's candidate tested on two tasks, of which one became right and one wrong; written to its rows."""
     for adapter, right in (("base", "lost"), ("0001-c", "won")):
-        answers = [TaskResult(n, EVIL, n == right, f"{adapter} {EVIL}", "answered", 2, 0, 9) for n in ("won", "lost")]
+        way = (Said("tool", f"price: 3 {EVIL}", (EVIL,)), Said("assistant", "3"))
+        answers = [
+            TaskResult(n, EVIL, n == right, f"{adapter} {EVIL}", "answered", 2, 0, 9, turns=way if n == "won" else ())
+            for n in ("won", "lost")
+        ]
         insert_results(cycle.store, BASIS, cycle.id, [(adapter, one) for one in answers])
     row = EvaluationRow(
         id="eval", cycle_id=cycle.id, candidate="0001-c", incumbent="base", set_digest="set", n=2, num_gained=1,
@@ -250,6 +254,7 @@ async def test_tasks_that_flipped_stand_with_both_answers_those_that_became_wron
     first = report.changed[0]
     assert (first.expected, first.question[:13]) == ("42", "question lost")
     assert (first.before.answer[:5], first.after.answer[:7]) == ("base ", "0001-c ")
+    assert (first.before.turns, [turn.who for turn in report.changed[1].after.turns]) == ((), ["tool", "assistant"])
     other = build(cycle.store, cycle.id, EvaluationSet(tasks, "another set")).changed
     assert [one.question for one in other] == ["", ""], "a set that was changed since has other questions"
 

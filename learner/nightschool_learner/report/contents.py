@@ -1,6 +1,6 @@
 """What a report holds, as frozen types: the same for the page and for the JSON file.
 
-Texts are as they were logged, that is redacted, and cut at `MAX_CHARS`. Pictures are their sha256.
+Texts are as they were logged, that is redacted, and cut at `turns.MAX_CHARS`. Pictures are their sha256.
 """
 
 from __future__ import annotations
@@ -11,9 +11,7 @@ from typing import Any, Literal
 
 from nightschool_learner.endpoint_records import RoleCost
 from nightschool_learner.evaluation_records import EvaluationRow
-
-MAX_CHARS = 2_000
-"""Of one text; what was left out is said."""
+from nightschool_learner.turns import Said
 
 
 @dataclass(frozen=True)
@@ -71,16 +69,6 @@ class FunnelStep:
     of: int
     """Out of how many; 0 where nothing was chosen from."""
     left_out: tuple[LeftOut, ...]
-
-
-@dataclass(frozen=True)
-class Said:
-    """One turn of a conversation."""
-
-    who: str
-    """user, assistant or tool."""
-    text: str
-    images: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

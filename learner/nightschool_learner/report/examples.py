@@ -20,8 +20,8 @@ from nightschool_learner.report.contents import (
     StepExample,
     TaskExample,
 )
-from nightschool_learner.report.conversation import shown, turns_of, turns_of_json
 from nightschool_learner.seed_records import KEPT
+from nightschool_learner.turns import shown, turns_of, turns_of_json
 
 OF_A_KIND = 2
 """Seeds by reason, dropped tasks by verdict, steps by who decided them."""

@@ -14,12 +14,12 @@ from nightschool_server.store.store import Store
 from pydantic import ValidationError
 
 from nightschool_learner.evaluation_records import EvaluationRow
-from nightschool_learner.evaluation_results import GREEDY, Basis, TaskResult, results_of
+from nightschool_learner.evaluation_results import GREEDY, Basis, TaskResult, results_of, turns_of_tasks
 from nightschool_learner.examiner import read_images
 from nightschool_learner.manifest import Result, RunFolder
 from nightschool_learner.report.contents import Attempt, Changed, CycleFacts, Lineage, Link, Training
-from nightschool_learner.report.conversation import shown
 from nightschool_learner.report.examples import seed_requests_of
+from nightschool_learner.turns import Said, shown
 
 MAX_CHANGED = 20
 """Held-out tasks shown that became right, and as many that became wrong."""
@@ -59,10 +59,19 @@ def changed_tasks(store: Store, row: EvaluationRow, held_out: EvaluationSet | No
     judged = _judged(store, row) if row.judge else None
     became = {key: _became(before[key], after[key], judged) for key in greedy}
     lost, gained = ([after[key] for key in greedy if became[key] in kind] for kind in (_LOST, _GAINED))
+    told = [result for results in (lost, gained) for result in by_turns(results)[:MAX_CHANGED]]
+    ways = [
+        turns_of_tasks(store, basis, name, [one.task_id for one in told]) for name in (row.incumbent, row.candidate)
+    ]
     return tuple(
-        _changed(tasks.get(result.task_id), row, became[result.key], (before[result.key], result))
-        for results in (lost, gained)
-        for result in by_turns(results)[:MAX_CHANGED]
+        _changed(
+            tasks.get(result.task_id),
+            became[result.key],
+            _attempt(row.incumbent, before[result.key], ways[0]),
+            _attempt(row.candidate, result, ways[1]),
+            result,
+        )
+        for result in told
     )
 
 
@@ -120,24 +129,23 @@ def _judged(store: Store, row: EvaluationRow) -> dict[str, Became]:
 
 
 def _changed(
-    task: EvaluationTask | None, row: EvaluationRow, became: Became | None, results: tuple[TaskResult, TaskResult]
+    task: EvaluationTask | None, became: Became | None, before: Attempt, after: Attempt, result: TaskResult
 ) -> Changed:
-    before, after = results
     assert became is not None, "only tasks that changed are shown"
     return Changed(
-        task_id=after.task_id,
-        family=after.family,
+        task_id=result.task_id,
+        family=result.family,
         became=became,
         question=shown(task.prompt) if task else "",
         images=tuple(read_images(task)) if task else (),
         expected=shown(task.answer) if task else "",
-        before=_attempt(row.incumbent, before),
-        after=_attempt(row.candidate, after),
+        before=before,
+        after=after,
     )
 
 
-def _attempt(adapter: str, result: TaskResult) -> Attempt:
-    return Attempt(adapter, shown(result.answer), result.outcome, result.num_steps, ())
+def _attempt(adapter: str, result: TaskResult, ways: Mapping[str, tuple[Said, ...]]) -> Attempt:
+    return Attempt(adapter, shown(result.answer), result.outcome, result.num_steps, ways.get(result.task_id, ()))
 
 
 def _result(run: RunFolder) -> Result | None:

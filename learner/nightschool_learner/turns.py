@@ -1,20 +1,35 @@
-"""Stored messages as the turns that a report shows."""
+"""A conversation as people read it: who said what, cut, with its invisible characters written out.
+
+For the report and for what is kept of held-out tasks; never what a model is shown.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from nightschool_server import chat
 
-from nightschool_learner.report.contents import MAX_CHARS, Said
+MAX_CHARS = 2_000
+"""Of one text; what was left out is said."""
 
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 """Characters that show nothing, turn the direction of what follows, or belong into no file."""
 
 
+@dataclass(frozen=True)
+class Said:
+    """One turn of a conversation."""
+
+    who: str
+    """user, assistant or tool."""
+    text: str
+    images: tuple[str, ...] = ()
+
+
 def shown(text: str) -> str:
-    """A text as a report may hold it: cut, and with its invisible characters written out."""
+    """A text as people may be shown it: cut, and with its invisible characters written out."""
     left_out = len(text) - MAX_CHARS
     cut = text if left_out <= 0 else f"{text[:MAX_CHARS]}... ({left_out:,} more characters)"
     return _UNSEEN.sub(lambda match: f"\\u{ord(match.group()):04x}", cut.replace("\r\n", "\n"))
