@@ -9,10 +9,16 @@ the thresholds of `GateConfig`. Only the rules `tasks` and `significance` are si
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+if not __package__:
+    # As a script: its folder's names (logging) must not hide packages.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import argparse
 import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 from nightschool_learner.gate import needed_e_value
@@ -80,7 +86,7 @@ def simulate(difference: float, discordant: float, *, num_tasks: int, num_runs: 
 def _run(x: np.ndarray) -> tuple[str, int, bool]:
     """Verdict and tasks of the early stop, and whether the test at the end accepts."""
     limits, n = GateConfig(), len(x)
-    bound = minimum_detectable_difference(n, 0.25)
+    bound = minimum_detectable_difference(n, 0.25, alpha=limits.max_p)
     gained, lost = int((x == 1).sum()), int((x == -1).sum())
     at_end = mcnemar_p(gained, lost) <= limits.max_p and gained > lost
     for look in looks(n, limits.first_look, limits.look_every):

@@ -22,6 +22,7 @@ from nightschool.methods import (
     FORGET_USER,
     GET_ADAPTER,
     GET_CYCLE,
+    GET_CYCLE_REPORT,
     GET_PAIR,
     GET_STATUS,
     IMPORT_ADAPTER,
@@ -155,6 +156,21 @@ class AsyncCycles:
         finally:
             responses.cancel()
 
+    async def report(self, id: str, *, format: str = "html", timeout_s: float = SLOW_TIMEOUT_S) -> bytes:
+        """What a cycle that has ended did and why: one page of HTML that needs nothing else, or the same as JSON."""
+        known = admin_pb2.GetCycleReportRequest.Format.keys()[1:]
+        if format.upper() not in known:
+            raise InvalidRequestError(f"format is {format!r}, but must be html or json", field="format")
+        kind = admin_pb2.GetCycleReportRequest.Format.Value(format.upper())
+        request = admin_pb2.GetCycleReportRequest(id=id, format=kind)
+        responses, whole = await self._caller.stream(GET_CYCLE_REPORT, request, timeout_s), bytearray()
+        try:
+            while (response := await responses.next()) is not None:
+                whole += response.chunk
+        finally:
+            responses.cancel()
+        return bytes(whole)
+
     async def cancel(self, id: str, *, reason: str = "") -> Cycle:
         """End a cycle early; nothing of it is promoted."""
         request = admin_pb2.CancelCycleRequest(id=id, reason=reason)
@@ -261,6 +277,7 @@ class Cycles:
     get = blocking(AsyncCycles.get)
     trigger = blocking(AsyncCycles.trigger)
     watch = blocking_iterator(AsyncCycles.watch)
+    report = blocking(AsyncCycles.report)
     cancel = blocking(AsyncCycles.cancel)
 
 

@@ -52,6 +52,7 @@ TRIGGER_CYCLE = Method(f"{_ADMIN}/TriggerCycle", admin_pb2.TriggerCycleRequest, 
 LIST_CYCLES = Method(f"{_ADMIN}/ListCycles", admin_pb2.ListCyclesRequest, admin_pb2.ListCyclesResponse)
 GET_CYCLE = Method(f"{_ADMIN}/GetCycle", admin_pb2.GetCycleRequest, admin_pb2.Cycle)
 WATCH_CYCLE = Method(f"{_ADMIN}/WatchCycle", admin_pb2.WatchCycleRequest, admin_pb2.Cycle)
+GET_CYCLE_REPORT = Method(f"{_ADMIN}/GetCycleReport", admin_pb2.GetCycleReportRequest, admin_pb2.GetCycleReportResponse)
 CANCEL_CYCLE = Method(f"{_ADMIN}/CancelCycle", admin_pb2.CancelCycleRequest, admin_pb2.Cycle)
 PAUSE_LEARNER = Method(f"{_ADMIN}/PauseLearner", admin_pb2.PauseLearnerRequest, admin_pb2.LearnerStatus)
 RESUME_LEARNER = Method(f"{_ADMIN}/ResumeLearner", admin_pb2.ResumeLearnerRequest, admin_pb2.LearnerStatus)

@@ -286,7 +286,7 @@ class Evaluation:
     set_version: int
     """Of the application's held-out set; 1 is the first that was used, 0 unknown."""
     detectable: float
-    """The true difference that n tasks find in 8 of 10 runs at p 0.05."""
+    """The true difference that n tasks find in 8 of 10 runs at the gate's p."""
     rules: tuple[GateRule, ...]
     sampled: SampledResult | None
     notes: tuple[str, ...]

@@ -67,11 +67,19 @@ class Behaviour:
 
 
 @dataclass(frozen=True)
-class Margin:
-    """What counts as no worse in a family."""
+class Terms:
+    """What a comparison is made on."""
 
-    difference: float
-    max_p: float
+    level: float
+    """Of the interval."""
+    seed: int
+    """Of the bootstrap."""
+    alpha: float
+    """Of the test that the detectable difference is about."""
+    margin: float
+    """By how much a family may be worse and still count as no worse."""
+    margin_p: float
+    """At which that is proven."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +96,7 @@ class Comparison:
     p_value: float
     """Exact McNemar, two-sided."""
     detectable: float
-    """The true difference that n tasks find in 8 of 10 runs at p 0.05, at the observed share of differing tasks."""
+    """The true difference that n tasks find in 8 of 10 runs at `alpha`, at the observed share of differing tasks."""
     families: tuple[Family, ...]
     incumbent: Behaviour
     candidate: Behaviour
@@ -127,9 +135,7 @@ def won(pairs: Pairs, shares: Mapping[str, float]) -> list[Outcome]:
     return [Outcome(new.task_id, new.family, 1 - shares[new.task_id], shares[new.task_id]) for _, new in pairs]
 
 
-def compare(
-    pairs: Pairs, *, level: float, seed: int, margin: Margin, outcomes: Sequence[Outcome] | None = None
-) -> Comparison:
+def compare(pairs: Pairs, terms: Terms, outcomes: Sequence[Outcome] | None = None) -> Comparison:
     """All numbers of the comparison. `outcomes` take the place of exact answers, in the same order as `pairs`."""
     outcomes = solved(pairs) if outcomes is None else outcomes
     before, after = [o.incumbent for o in outcomes], [o.candidate for o in outcomes]
@@ -138,12 +144,14 @@ def compare(
         n=len(outcomes),
         incumbent_success=sum(before) / len(outcomes),
         candidate_success=sum(after) / len(outcomes),
-        interval=paired_bootstrap(before, after, seed=seed, level=level),
+        interval=paired_bootstrap(before, after, seed=terms.seed, level=terms.level),
         num_gained=gained,
         num_lost=lost,
         p_value=mcnemar_p(gained, lost),
-        detectable=minimum_detectable_difference(len(outcomes), max(1, gained + lost) / len(outcomes)),
-        families=_families(outcomes, margin),
+        detectable=minimum_detectable_difference(
+            len(outcomes), max(1, gained + lost) / len(outcomes), alpha=terms.alpha
+        ),
+        families=_families(outcomes, terms),
         incumbent=behaviour([old for old, _ in pairs]),
         candidate=behaviour([new for _, new in pairs]),
     )
@@ -175,14 +183,14 @@ def family_rows(families: Sequence[Family]) -> list[Mapping[str, str | int | flo
     return [asdict(family) for family in families]
 
 
-def _families(outcomes: Sequence[Outcome], margin: Margin) -> tuple[Family, ...]:
+def _families(outcomes: Sequence[Outcome], terms: Terms) -> tuple[Family, ...]:
     groups: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
         groups.setdefault(outcome.family, []).append(outcome)
-    return tuple(_family(name, groups[name], margin) for name in sorted(groups))
+    return tuple(_family(name, groups[name], terms) for name in sorted(groups))
 
 
-def _family(name: str, outcomes: Sequence[Outcome], margin: Margin) -> Family:
+def _family(name: str, outcomes: Sequence[Outcome], terms: Terms) -> Family:
     n = len(outcomes)
     gained, lost = changes(outcomes)
     return Family(
@@ -193,6 +201,6 @@ def _family(name: str, outcomes: Sequence[Outcome], margin: Margin) -> Family:
         num_gained=gained,
         num_lost=lost,
         p_value=mcnemar_p(gained, lost),
-        non_inferiority_p=non_inferiority_p(n, gained, lost, margin.difference),
-        provable=non_inferiority_p(n, 0, 0, margin.difference) <= margin.max_p,
+        non_inferiority_p=non_inferiority_p(n, gained, lost, terms.margin),
+        provable=non_inferiority_p(n, 0, 0, terms.margin) <= terms.margin_p,
     )

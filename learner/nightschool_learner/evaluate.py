@@ -151,7 +151,7 @@ class Results:
         num_total = len(self._known) * len(plan.keys(plan.n))
         num_known = num_total - len(self.missing(plan.keys(plan.n)))
         power = power_of(self.cycle, self.basis, plan.n)
-        self._power = f"n {plan.n} finds differences of {power.detectable * 100:.1f} points or more"
+        self._power = f"n {plan.n} finds differences of {power.detectable * 100:.1f} points or more in 8 of 10 runs"
         counts = {"reused": num_known, "tasks": plan.n, "detectable_per_mille": round(power.detectable * 1000)}
         self.progress.begin(num_total, num_known, counts)
         self.progress.say(self._power)

@@ -51,7 +51,7 @@ class EvaluationRow:
     protocol: str
     """Digest of what else the results depend on; see `evaluation_sets.protocol_of`."""
     detectable: float
-    """The true difference that n tasks find in 8 of 10 runs at p 0.05."""
+    """The true difference that n tasks find in 8 of 10 runs at `gate.max_p`."""
     rules: tuple[Rule, ...]
     sampled: Sampled | None
     """pass@1, pass@n and diversity; None where nothing was sampled."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from nightschool_server.config.training import GateConfig
 
-from nightschool_learner.comparison import Comparison, Margin, compare, paired, won
+from nightschool_learner.comparison import Comparison, Terms, compare, paired, won
 from nightschool_learner.diversity import sampled_numbers
 from nightschool_learner.evaluation_results import Basis, Key, TaskResult
 from nightschool_learner.gate import Evidence, decide, needed_e_value
@@ -76,9 +76,9 @@ def look_at(cycle: Cycle, basis: Basis, plan: Plan, measured: Measured, number: 
     return accepted if decide(Evidence(numbers, early_stop=accepted), limits).passed else None
 
 
-def margin_of(limits: GateConfig) -> Margin:
-    """What counts as no worse."""
-    return Margin(limits.non_inferiority_margin, limits.max_non_inferiority_p)
+def terms_of(limits: GateConfig, seed: int) -> Terms:
+    """What the gate compares on."""
+    return Terms(limits.interval_level, seed, limits.max_p, limits.non_inferiority_margin, limits.max_non_inferiority_p)
 
 
 def _evidence(cycle: Cycle, plan: Plan, measured: Measured, n: int, stop: EarlyStop | None) -> Evidence:
@@ -107,7 +107,7 @@ def _pairs(plan: Plan, measured: Measured, n: int) -> list[tuple[TaskResult, Tas
 def _numbers(cycle: Cycle, plan: Plan, measured: Measured, n: int) -> Comparison:
     limits, pairs = cycle.config.gate, _pairs(plan, measured, n)
     outcomes = won(pairs, shares_of(cycle, pairs)) if plan.is_judged else None
-    numbers = compare(pairs, level=limits.interval_level, seed=cycle.seed, margin=margin_of(limits), outcomes=outcomes)
+    numbers = compare(pairs, terms_of(limits, cycle.seed), outcomes)
     if not limits.early_stop:
         return numbers
     # p and interval of a fixed number of tasks do not hold at a look; these hold at every one.

@@ -102,10 +102,10 @@ class Power:
     discordant: float
     """The share of tasks on which two adapters are expected to differ."""
     detectable: float
-    """The true difference that is found in 8 of 10 runs at p 0.05."""
+    """The true difference that is found in 8 of 10 runs at `gate.max_p`."""
 
 
 def power_of(cycle: Cycle, basis: Basis, n: int) -> Power:
     """From the last evaluation on this basis, or `EXPECTED_DISCORDANT` where there is none."""
     discordant = evaluation_sets.discordant_share(cycle.store, basis) or EXPECTED_DISCORDANT
-    return Power(discordant, minimum_detectable_difference(n, discordant))
+    return Power(discordant, minimum_detectable_difference(n, discordant, alpha=cycle.config.gate.max_p))

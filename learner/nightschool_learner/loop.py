@@ -28,9 +28,10 @@ from nightschool_server.errors import AppError, ConfigError, OverloadedError
 from nightschool_server.home import Home
 from nightschool_server.store.store import Store
 
-from nightschool_learner import records, report
+from nightschool_learner import records
 from nightschool_learner.errors import CycleCancelledError, NothingToLearnError, ServerGoneError
 from nightschool_learner.records import CycleRow
+from nightschool_learner.report import files as report
 from nightschool_learner.sampling import connect
 from nightschool_learner.stages import STAGE_NAMES, Cycle, Progress, Stage
 
@@ -39,6 +40,9 @@ logger = logging.getLogger(__name__)
 CONFIG_FILE = "config.json"
 RECONNECT_S = 1.0
 """Between two attempts to take up a cycle whose server, or whose store's lock, was not to be had."""
+
+REPORTS_S = 30.0
+"""Between two looks whether reports are missing."""
 
 
 @dataclass
@@ -53,6 +57,9 @@ class Learner:
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     """Set on SIGTERM; a running cycle is left for the next learner."""
     _renewed_at: float = 0.0
+    _reports_due_at: float = 0.0
+    _unreported: set[str] = field(default_factory=set)
+    """Cycles whose report could not be written by this process."""
     _taken: str = ""
     """The cycle that this process runs or ran last."""
     _tools: tuple[ToolSpec, ...] | None = None
@@ -60,11 +67,12 @@ class Learner:
 
     async def run(self) -> None:
         """Run cycles as they are queued, until `stopping` is set."""
-        report.write_missing(self.home.cycles, self.store)
+        await self._report_missing()
         is_waiting = False
         while not self.stopping.is_set():
             row = records.open_cycle(self.store)
             if row is None or self._held_by_other(row) or (records.is_paused(self.store) and not row.cancel_reason):
+                await self._report_missing()
                 await self._rest(self.config.learner.poll_s)
                 continue
             try:
@@ -82,6 +90,23 @@ class Learner:
             else:
                 is_waiting = False
 
+    async def _report_missing(self) -> None:
+        """Write the reports that are missing, now and then."""
+        if time.monotonic() < self._reports_due_at:
+            return
+        for cycle_id in await asyncio.to_thread(report.missing, self.store):
+            if cycle_id not in self._unreported:
+                await self._report(cycle_id)
+        self._reports_due_at = time.monotonic() + REPORTS_S
+
+    async def _report(self, cycle_id: str) -> None:
+        """Write a cycle's report; where that fails the cycle stands as it ended, and the next learner tries again."""
+        try:
+            await asyncio.to_thread(report.write, self.store, cycle_id, self.app)
+        except Exception:  # a boundary: what is written about a cycle must not stop the next one
+            logger.exception("event=report_failed cycle=%s", cycle_id)
+            self._unreported.add(cycle_id)
+
     async def _run_cycle(self, row: CycleRow) -> None:
         async with connect(self.home) as client:
             try:
@@ -97,7 +122,7 @@ class Learner:
             if state is None:
                 return
             records.finish(self.store, cycle.id, state, outcome)
-            report.write(cycle.folder, self.store, cycle.id)
+            await self._report(cycle.id)
             records.set_last_error(self.store, outcome if state == "failed" else "")
             logger.info("event=cycle_ended cycle=%s state=%s outcome=%s", cycle.id, state, outcome)
 

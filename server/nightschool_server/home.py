@@ -19,6 +19,9 @@ from pathlib import Path
 CORRECTIONS_FILE, THUMBS_FILE = "corrections.jsonl", "thumbs.jsonl"
 """In a cycle's folder: what callers said of answers, as the learner's `feedback_rows.py` writes it."""
 
+REPORT_FILES = {"html": "report.html", "json": "report.json"}
+"""In a cycle's folder, once it has ended: what it did and why, as the learner's `report/files.py` writes it."""
+
 
 @dataclass(frozen=True)
 class Home:

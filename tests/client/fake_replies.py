@@ -206,6 +206,12 @@ DEFAULTS: dict[str, Step] = {
     ),
     "GetCycle": lambda request, context: cycle(),
     "WatchCycle": lambda request, context: iter([cycle(admin_pb2.Cycle.RUNNING, n) for n in (1, 5, 9)] + [cycle()]),
+    "GetCycleReport": lambda request, context: iter(
+        [
+            admin_pb2.GetCycleReportResponse(chunk=chunk)
+            for chunk in ((b'{"cycle": ', b'{"id": "cyc_1"}}') if request.format == 2 else (b"<!DOCTYPE ", b"html>"))
+        ]
+    ),
     "CancelCycle": lambda request, context: cycle(admin_pb2.Cycle.CANCELLED),
     "PauseLearner": lambda request, context: admin_pb2.LearnerStatus(running=True, paused=True),
     "ResumeLearner": lambda request, context: admin_pb2.LearnerStatus(running=True),

@@ -79,7 +79,7 @@ def test_the_tree_of_commands_is_this() -> None:
         "learner", "learner pause", "learner resume",
         "adapters", "adapters list", "adapters show", "adapters promote", "adapters rollback", "adapters import",
         "adapters delete",
-        "cycles", "cycles list", "cycles show", "cycles trigger", "cycles watch", "cycles cancel",
+        "cycles", "cycles list", "cycles show", "cycles trigger", "cycles watch", "cycles report", "cycles cancel",
     }  # fmt: skip
 
 
@@ -162,6 +162,15 @@ def test_pairs_are_exported(cli: Run, tmp_path: Path) -> None:
     output = tmp_path / "pairs.jsonl"
     assert cli("pairs", "export", "--output", str(output)).stdout == ""
     assert output.read_text().count("\n") == 2
+
+
+def test_a_cycle_s_report_is_written_as_a_page_or_as_json(cli: Run, tmp_path: Path, server: FakeServer) -> None:
+    page = tmp_path / "page.html"
+    assert cli("cycles", "report", "cyc_1", "--out", str(page)).stdout == f"{page}\n"
+    assert page.read_text() == "<!DOCTYPE html>"
+    assert json.loads(cli("cycles", "report", "--json").stdout) == {"cycle": {"id": "cyc_1"}}
+    assert server.calls_of("GetCycleReport")[-1].request.id == "cyc_1"
+    assert cli("cycles", "report", "--json", "--open").exit_code == 2
 
 
 def test_the_registry_is_operated(cli: Run, server: FakeServer) -> None:

@@ -96,6 +96,9 @@ async def test_the_async_admin_gives_what_the_blocking_one_gives(client: Client,
     assert [found async for found in theirs.cycles.watch("cyc_1")] == list(ours.cycles.watch("cyc_1"))
     assert await theirs.adapters.get("4-00ff00ff") == ours.adapters.get("4-00ff00ff")
     assert await theirs.cycles.get("cyc_1") == ours.cycles.get("cyc_1")
+    assert await theirs.cycles.report("cyc_1") == ours.cycles.report("cyc_1") == b"<!DOCTYPE html>"
+    with pytest.raises(InvalidRequestError, match="html or json"):
+        ours.cycles.report("cyc_1", format="pdf")
     assert await theirs.cycles.cancel("cyc_1") == ours.cycles.cancel("cyc_1")
     assert await theirs.learner.pause(reason="x") == ours.learner.pause(reason="x")
     assert await theirs.learner.resume() == ours.learner.resume()

@@ -61,7 +61,7 @@ def serving(home: Home, *settings: str) -> Iterator[Process]:
         "--app", "examples.shop.app:app", "--no-learner", *flags,
     )  # fmt: skip
     try:
-        _until(home.server_file.exists, server)
+        until(home.server_file.exists, server)
         yield server
     finally:
         server.stop()
@@ -91,12 +91,13 @@ def watch(store: Store, process: Process, reached: Callable[[], bool]) -> None:
         return reached()
 
     try:
-        _until(changed_and_reached, process)
+        until(changed_and_reached, process)
     finally:
         own.close()
 
 
-def _until(reached: Callable[[], bool], process: Process) -> None:
+def until(reached: Callable[[], bool], process: Process) -> None:
+    """Return when `reached`; raises AssertionError where the process ends before that."""
     deadline = time.monotonic() + DEADLINE_S
     while not reached():
         if process.child.poll() is not None or time.monotonic() > deadline:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from nightschool_learner import label_command, records, report
+from nightschool_learner import label_command, records
 from nightschool_learner.agreement import Agreement, Judged, faults_of, kappa, measure, pearson
 from nightschool_learner.audit import audit, check_answers, gold_of
 from nightschool_learner.critique import Context, Critic, Verdict
@@ -21,6 +21,7 @@ from nightschool_learner.label_command import ask_all, take_file
 from nightschool_learner.labels import insert_label, offers
 from nightschool_learner.panel import JudgeComponent, Panel
 from nightschool_learner.prompts import CandidateView
+from nightschool_learner.report.gather import build
 from nightschool_learner.stages import Cycle
 from nightschool_server.config.roles import CriticConfig
 from nightschool_server.errors import AppError, InvalidRequestError
@@ -190,7 +191,8 @@ async def test_a_cycle_whose_critic_fails_its_floor_stops_before_it_explores(sto
     assert "0.0% of the 30" in ending.outcome
     assert "critic.min_agreement is 70%" in ending.outcome
     assert store.query("SELECT * FROM steps") == []
-    kept = report.build(store, cycle.id)["critic_audit"]
+    kept = build(store, cycle.id).critic_audit
+    assert kept is not None
     assert kept["agreement"]["rate"] == 0.0
     assert len(kept["faults"]) == 1
 

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nightschool_learner import report
 from nightschool_learner.endpoint import Endpoint
 from nightschool_learner.endpoint_records import EndpointCall, RoleCost, costs_of
 from nightschool_learner.errors import EndpointError, StageFailedError
 from nightschool_learner.openai_messages import to_openai
 from nightschool_learner.rates import WINDOW_S, Gate, Window
+from nightschool_learner.report.gather import build
 from nightschool_learner.roles import open_role
 from nightschool_server.chat import system, user
 from nightschool_server.config.roles import EndpointConfig, RoleConfig
@@ -234,7 +234,7 @@ async def test_a_cycle_s_report_says_what_each_role_cost(local: LocalEndpoint, t
         RoleCost("critic", local.url, "critic", 2, 0, 2, 10, 4, pytest.approx(1000e-6)),
         RoleCost("writer", local.url, "writer", 2, 1, 2, 5, 2, pytest.approx(5e-6)),
     ]
-    assert [entry["role"] for entry in report.build(store, cycle.id)["endpoints"]] == ["critic", "writer"]
+    assert [entry.role for entry in build(store, cycle.id).endpoints] == ["critic", "writer"]
 
 
 async def test_a_role_is_the_served_model_an_adapter_of_it_or_an_endpoint(local: LocalEndpoint, tmp_path: Path) -> None:

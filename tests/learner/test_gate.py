@@ -11,7 +11,7 @@ from nightschool_learner.ability import Ability
 from nightschool_learner.comparison import compare, paired
 from nightschool_learner.diversity import sampled_numbers
 from nightschool_learner.evaluation_results import TaskResult
-from nightschool_learner.evidence import margin_of
+from nightschool_learner.evidence import terms_of
 from nightschool_learner.gate import Decision, Evidence, decide
 from nightschool_server.config.training import GateConfig
 
@@ -31,7 +31,7 @@ def results(
 
 def judge(before: list[TaskResult], after: list[TaskResult], limits: GateConfig = LIMITS) -> Decision:
     pairs = paired(before, after)
-    return decide(Evidence(compare(pairs, level=limits.interval_level, seed=1, margin=margin_of(limits))), limits)
+    return decide(Evidence(compare(pairs, terms_of(limits, 1))), limits)
 
 
 def failed(decision: Decision) -> set[str]:

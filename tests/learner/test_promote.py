@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
-from nightschool_learner import records
+from nightschool_learner import records, report
 from nightschool_learner.errors import StageFailedError
 from nightschool_learner.evaluation_records import evaluation_of
 from nightschool_learner.evaluation_results import TaskResult, insert_results
@@ -80,6 +80,9 @@ async def test_a_candidate_that_passes_becomes_active(served: World, trained: Tr
     assert row.ability is not None
     assert row.ability.num_tokens > 200
     assert row.ability.base == row.ability.incumbent != row.ability.candidate
+    reported = report.build(served.store, cycle.id)["evaluation"]
+    assert [rule["value"] for rule in reported["rules"]] == [rule.value for rule in row.rules]
+    assert reported["thresholds"] == row.thresholds
     shown = (await served.client.admin.cycles.get(cycle.id)).evaluation
     assert shown is not None
     assert [(rule.name, rule.held, rule.value) for rule in shown.rules] == [

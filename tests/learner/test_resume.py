@@ -32,7 +32,8 @@ SMALL = (
     "train.epochs=6",
     "train.checkpoint_steps=2",
     "evaluate.max_tasks=40",
-    "evaluate.num_seeds=1",
+    "evaluate.num_seeds=2",
+    "evaluate.max_sampled_tasks=4",
     "evaluate.concurrency=8",
     "poll_s=0.1",
 )
@@ -159,6 +160,6 @@ def check_the_cycle_is_whole(store: Store, home: Home, cycle_id: str) -> None:
     assert funnel["rollouts"] == funnel["tasks_kept"]
     assert store.query("SELECT * FROM rollouts WHERE state = 'running'") == []
     assert store.query("SELECT * FROM steps WHERE picked IS NULL") == []
-    # Two adapters, each greedily and with one seed.
-    assert count(store, "evaluation_results") == 2 * 40 * 2
+    # 40 tasks greedily and 4 of them twice more, on two adapters.
+    assert count(store, "evaluation_results") == 2 * (40 + 4 * 2)
     assert count(store, "adapters") == 1

@@ -133,11 +133,14 @@ def test_a_run_that_runs_away_raises_its_alarms_and_keeps_its_best_weights(tmp_p
 
 def test_a_run_that_teaches_long_answers_raises_the_alarm_of_length(tmp_path: Path) -> None:
     def longer(_: int, row: dict[str, Any]) -> dict[str, Any]:
-        told = "calculator calculator calculator calculator"
+        told = " ".join(["calculator"] * 8)
         return row | {"chosen": [{"role": "assistant", "content": told}]}
 
     manifest = make_run(
-        tmp_path, num_text=16, num_pictures=0, **(FIERCE | {"nll_weight": 1.0, "learning_rate": 5e-3, "num_looks": 1})
+        tmp_path,
+        num_text=16,
+        num_pictures=0,
+        **(FIERCE | {"nll_weight": 1.0, "learning_rate": 5e-3, "num_looks": 1, "batch_size": 4}),
     )
     limits = AlarmLimits(max_length_drift=1.2)
     run = finished(rewritten(change_pairs(manifest, longer), limits=limits))

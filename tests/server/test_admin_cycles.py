@@ -18,7 +18,7 @@ from nightschool_server.home import Home
 from nightschool_server.ids import new_id
 from nightschool_server.store.store import Store
 
-from tests.harness import Running, Stubs, ask, failure, server_thread
+from tests.harness import Failure, Running, Stubs, ask, failure, server_thread
 from tests.server.scripted_engine import ScriptedEngine
 
 
@@ -258,6 +258,35 @@ async def test_tasks_and_pairs_are_listed_and_exported_for_trl(wire: Stubs, serv
     assert "add" in [tool["function"]["name"] for tool in row["tools"]]
 
 
+async def test_the_report_of_a_cycle_is_given_out_once_the_cycle_has_ended(
+    wire: Stubs, server: Running, learner: Store
+) -> None:
+    async def report(cycle_id: str, kind: str) -> bytes:
+        request = admin_pb2.GetCycleReportRequest(id=cycle_id, format=kind)  # type: ignore[arg-type]
+        return b"".join([r.chunk async for r in wire.admin.GetCycleReport(request, metadata=server.admin)])
+
+    async def refusal(cycle_id: str) -> Failure:
+        request = admin_pb2.GetCycleReportRequest(id=cycle_id)
+        return await failure(wire.admin.GetCycleReport(request, metadata=server.admin).read())
+
+    cycle = await trigger(wire, server)
+    assert "has not ended" in (await refusal(cycle.id)).message
+    folder = server.home / "cycles" / cycle.id
+    folder.mkdir()
+    page = b"<!DOCTYPE html>" * 30_000  # more than one chunk
+    end(learner, cycle.id)
+    waiting = asyncio.create_task(report(cycle.id, "HTML"))
+    (folder / "report.json").write_bytes(b"{}")
+    (folder / ".partial").write_bytes(page)
+    (folder / ".partial").replace(folder / "report.html")
+    assert await waiting == await report(cycle.id, "FORMAT_UNSPECIFIED") == page, "it is waited for at a cycle's end"
+    assert await report(cycle.id, "JSON") == b"{}"
+    (folder / "report.html").unlink()
+    write(learner, "UPDATE cycles SET ended_at = ended_at - 60 WHERE id = ?", cycle.id)
+    assert "writes it anew" in (await refusal(cycle.id)).message
+    assert (await refusal("../../secret")).code is grpc.StatusCode.NOT_FOUND
+
+
 async def test_forgetting_a_caller_erases_its_requests_and_what_came_of_them_only(
     wire: Stubs, server: Running, learner: Store
 ) -> None:
@@ -283,7 +312,11 @@ async def test_forgetting_a_caller_erases_its_requests_and_what_came_of_them_onl
         path.write_text("".join(json.dumps(row) + "\n" for row in [{"pair_id": "pair_1"}, *replayed]))
     thumbs = server.home / "cycles" / cycle.id / "thumbs.jsonl"
     thumbs.write_text("".join(json.dumps({"response_id": each, "label": True}) + "\n" for each in (hers, his)))
+    reports = [training_data.with_name(name) for name in ("report.html", "report.json")]
+    for path in reports:
+        path.write_text("what she said")
     assert (await wire.admin.ForgetUser(forget, metadata=server.admin)).num_requests == 1
+    assert not any(path.exists() for path in reports)
     assert [row["id"] for row in learner.query("SELECT id FROM requests")] == [his]
     assert [row["id"] for row in learner.query("SELECT id FROM tasks")] == [kept]
     assert len(learner.query("SELECT * FROM pairs")) == 1

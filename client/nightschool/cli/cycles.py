@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
@@ -97,6 +98,32 @@ def watch(target: Target, *, cycle_id: str | None, as_json: bool) -> None:
     """Follow a cycle to its end. Default: the latest."""
     with target.client() as client:
         _watch(client, cycle_id or latest(client), as_json=as_json)
+
+
+@cycles.command(epilog="Example: nightschool cycles report cyc_01h455vb4pex --open")
+@click.argument("cycle_id", required=False)
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Default: ID.html here.")
+@click.option("--open", "is_opened", is_flag=True, help="Show it in the browser.")
+@json_option
+@click.pass_obj
+def report(target: Target, *, cycle_id: str | None, out: Path | None, is_opened: bool, as_json: bool) -> None:
+    """Write what a cycle did, and why it ended so, as one page. Default: the latest.
+
+    The page needs no network and holds no script. With --json the same goes to stdout, or to FILE.
+    """
+    if as_json and is_opened:
+        raise click.UsageError("--json and --open are both given: a browser shows the page")
+    with target.client() as client:
+        found = cycle_id or latest(client)
+        whole = client.admin.cycles.report(found, format="json" if as_json else "html")
+    if as_json and out is None:
+        click.echo(whole.decode(), nl=False)
+        return
+    path = out or Path(f"{Path(found).name}.html")
+    path.write_bytes(whole)
+    click.echo(path)
+    if is_opened:
+        click.launch(path.absolute().as_uri())
 
 
 @cycles.command(epilog="Example: nightschool cycles cancel cyc_01h455vb4pex --reason 'wrong data'")

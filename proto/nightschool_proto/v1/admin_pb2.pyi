@@ -333,7 +333,7 @@ class Evaluation(google.protobuf.message.Message):
     """Digest of the held-out tasks, and which version of the application's set they are."""
     set_version: builtins.int
     detectable: builtins.float
-    """The true difference that n tasks find in 8 of 10 runs at p 0.05."""
+    """The true difference that n tasks find in 8 of 10 runs at the gate's p."""
     thresholds_json: builtins.str
     """The settings in force, as JSON."""
     @property
@@ -1184,6 +1184,58 @@ class GetCycleRequest(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["id", b"id"]) -> None: ...
 
 global___GetCycleRequest = GetCycleRequest
+
+@typing.final
+class GetCycleReportRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    class _Format:
+        ValueType = typing.NewType("ValueType", builtins.int)
+        V: typing_extensions.TypeAlias = ValueType
+
+    class _FormatEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[GetCycleReportRequest._Format.ValueType], builtins.type):
+        DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+        FORMAT_UNSPECIFIED: GetCycleReportRequest._Format.ValueType  # 0
+        """HTML."""
+        HTML: GetCycleReportRequest._Format.ValueType  # 1
+        """One page that needs nothing else."""
+        JSON: GetCycleReportRequest._Format.ValueType  # 2
+
+    class Format(_Format, metaclass=_FormatEnumTypeWrapper): ...
+    FORMAT_UNSPECIFIED: GetCycleReportRequest.Format.ValueType  # 0
+    """HTML."""
+    HTML: GetCycleReportRequest.Format.ValueType  # 1
+    """One page that needs nothing else."""
+    JSON: GetCycleReportRequest.Format.ValueType  # 2
+
+    ID_FIELD_NUMBER: builtins.int
+    FORMAT_FIELD_NUMBER: builtins.int
+    id: builtins.str
+    format: global___GetCycleReportRequest.Format.ValueType
+    def __init__(
+        self,
+        *,
+        id: builtins.str = ...,
+        format: global___GetCycleReportRequest.Format.ValueType = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["format", b"format", "id", b"id"]) -> None: ...
+
+global___GetCycleReportRequest = GetCycleReportRequest
+
+@typing.final
+class GetCycleReportResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CHUNK_FIELD_NUMBER: builtins.int
+    chunk: builtins.bytes
+    def __init__(
+        self,
+        *,
+        chunk: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["chunk", b"chunk"]) -> None: ...
+
+global___GetCycleReportResponse = GetCycleReportResponse
 
 @typing.final
 class WatchCycleRequest(google.protobuf.message.Message):

@@ -94,6 +94,11 @@ class AdminServiceStub(object):
                 request_serializer=nightschool__proto_dot_v1_dot_admin__pb2.WatchCycleRequest.SerializeToString,
                 response_deserializer=nightschool__proto_dot_v1_dot_admin__pb2.Cycle.FromString,
                 _registered_method=True)
+        self.GetCycleReport = channel.unary_stream(
+                '/nightschool.v1.AdminService/GetCycleReport',
+                request_serializer=nightschool__proto_dot_v1_dot_admin__pb2.GetCycleReportRequest.SerializeToString,
+                response_deserializer=nightschool__proto_dot_v1_dot_admin__pb2.GetCycleReportResponse.FromString,
+                _registered_method=True)
         self.CancelCycle = channel.unary_unary(
                 '/nightschool.v1.AdminService/CancelCycle',
                 request_serializer=nightschool__proto_dot_v1_dot_admin__pb2.CancelCycleRequest.SerializeToString,
@@ -221,6 +226,13 @@ class AdminServiceServicer(object):
 
     def WatchCycle(self, request, context):
         """The cycle now, then at every change, until it has ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetCycleReport(self, request, context):
+        """What a cycle that has ended did and why it ended so, for people or for programs: one file in chunks.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -354,6 +366,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.WatchCycle,
                     request_deserializer=nightschool__proto_dot_v1_dot_admin__pb2.WatchCycleRequest.FromString,
                     response_serializer=nightschool__proto_dot_v1_dot_admin__pb2.Cycle.SerializeToString,
+            ),
+            'GetCycleReport': grpc.unary_stream_rpc_method_handler(
+                    servicer.GetCycleReport,
+                    request_deserializer=nightschool__proto_dot_v1_dot_admin__pb2.GetCycleReportRequest.FromString,
+                    response_serializer=nightschool__proto_dot_v1_dot_admin__pb2.GetCycleReportResponse.SerializeToString,
             ),
             'CancelCycle': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelCycle,
@@ -730,6 +747,33 @@ class AdminService(object):
             '/nightschool.v1.AdminService/WatchCycle',
             nightschool__proto_dot_v1_dot_admin__pb2.WatchCycleRequest.SerializeToString,
             nightschool__proto_dot_v1_dot_admin__pb2.Cycle.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCycleReport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/nightschool.v1.AdminService/GetCycleReport',
+            nightschool__proto_dot_v1_dot_admin__pb2.GetCycleReportRequest.SerializeToString,
+            nightschool__proto_dot_v1_dot_admin__pb2.GetCycleReportResponse.FromString,
             options,
             channel_credentials,
             insecure,

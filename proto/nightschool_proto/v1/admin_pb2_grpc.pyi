@@ -84,6 +84,12 @@ class AdminServiceStub:
     ]
     """The cycle now, then at every change, until it has ended."""
 
+    GetCycleReport: grpc.UnaryStreamMultiCallable[
+        nightschool_proto.v1.admin_pb2.GetCycleReportRequest,
+        nightschool_proto.v1.admin_pb2.GetCycleReportResponse,
+    ]
+    """What a cycle that has ended did and why it ended so, for people or for programs: one file in chunks."""
+
     CancelCycle: grpc.UnaryUnaryMultiCallable[
         nightschool_proto.v1.admin_pb2.CancelCycleRequest,
         nightschool_proto.v1.admin_pb2.Cycle,
@@ -206,6 +212,12 @@ class AdminServiceAsyncStub:
         nightschool_proto.v1.admin_pb2.Cycle,
     ]
     """The cycle now, then at every change, until it has ended."""
+
+    GetCycleReport: grpc.aio.UnaryStreamMultiCallable[
+        nightschool_proto.v1.admin_pb2.GetCycleReportRequest,
+        nightschool_proto.v1.admin_pb2.GetCycleReportResponse,
+    ]
+    """What a cycle that has ended did and why it ended so, for people or for programs: one file in chunks."""
 
     CancelCycle: grpc.aio.UnaryUnaryMultiCallable[
         nightschool_proto.v1.admin_pb2.CancelCycleRequest,
@@ -353,6 +365,14 @@ class AdminServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[nightschool_proto.v1.admin_pb2.Cycle], collections.abc.AsyncIterator[nightschool_proto.v1.admin_pb2.Cycle]]:
         """The cycle now, then at every change, until it has ended."""
+
+    @abc.abstractmethod
+    def GetCycleReport(
+        self,
+        request: nightschool_proto.v1.admin_pb2.GetCycleReportRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[nightschool_proto.v1.admin_pb2.GetCycleReportResponse], collections.abc.AsyncIterator[nightschool_proto.v1.admin_pb2.GetCycleReportResponse]]:
+        """What a cycle that has ended did and why it ended so, for people or for programs: one file in chunks."""
 
     @abc.abstractmethod
     def CancelCycle(

@@ -13,12 +13,14 @@ import os
 import sqlite3
 import time
 from collections.abc import AsyncGenerator
+from pathlib import Path
 
 from nightschool_proto.v1 import admin_pb2
 
 from nightschool_server.chat import canonical_json
 from nightschool_server.config.learner import LearnerConfig, with_overrides
 from nightschool_server.errors import FailedPreconditionError
+from nightschool_server.home import REPORT_FILES
 from nightschool_server.ids import new_id
 from nightschool_server.service.admin_records import CycleRows, cycle_rows, cycle_to_proto
 from nightschool_server.service.audit import audit
@@ -26,6 +28,8 @@ from nightschool_server.service.wire_replies import timestamp
 from nightschool_server.store.store import Store
 
 WATCH_POLL_S = 0.2
+REPORT_WAIT_S = 5.0
+"""After a cycle's end."""
 ALIVE_S = 5.0
 """A learner that has not reported for so long does not run."""
 
@@ -71,6 +75,28 @@ class CycleAdmin:
                         last = rows
                         continue
                 await asyncio.sleep(WATCH_POLL_S)
+
+    async def report(self, cycle_id: str, kind: str) -> Path:
+        """The file of a cycle's report, html or json. Raises UnknownCycleError, FailedPreconditionError without one.
+
+        A cycle that ended a moment ago is given the time to have its report written.
+        """
+        rows = await asyncio.to_thread(cycle_rows, self._store, cycle_id)
+        if not rows.ended:
+            raise FailedPreconditionError(
+                f"cycle {cycle_id} has not ended: its report is written when it has "
+                f"(`nightschool cycles watch {cycle_id}`)"
+            )
+        path = self._store.home.cycles / cycle_id / REPORT_FILES[kind]
+        deadline = (rows.cycle["ended_at"] or 0) + REPORT_WAIT_S
+        while not path.is_file():
+            if time.time() > deadline:
+                raise FailedPreconditionError(
+                    f"cycle {cycle_id} has no report: the learner writes it anew within a minute, "
+                    "where the cycle ever began"
+                )
+            await asyncio.sleep(WATCH_POLL_S)
+        return path
 
     def cancel(self, actor: str, cycle_id: str, reason: str) -> admin_pb2.Cycle:
         """Ask the learner to stop a cycle; a queued one ends at once. Raises UnknownCycleError, FailedPreconditionError

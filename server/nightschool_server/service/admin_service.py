@@ -118,6 +118,16 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
             async for cycle in cycles:
                 yield cycle
 
+    async def GetCycleReport(
+        self, request: admin_pb2.GetCycleReportRequest, context: Context
+    ) -> AsyncIterator[admin_pb2.GetCycleReportResponse]:
+        """The report of a cycle that has ended."""
+        kind = "json" if request.format == admin_pb2.GetCycleReportRequest.JSON else "html"
+        path = await self._cycles.report(identifier(request.id, "id"), kind)
+        whole = await asyncio.to_thread(path.read_bytes)
+        for start in range(0, len(whole), EXPORT_CHUNK_BYTES):
+            yield admin_pb2.GetCycleReportResponse(chunk=whole[start : start + EXPORT_CHUNK_BYTES])
+
     async def CancelCycle(self, request: admin_pb2.CancelCycleRequest, context: Context) -> admin_pb2.Cycle:
         """Asks the learner to stop a cycle."""
         return self._cycles.cancel(_actor(), request.id, bounded(request.reason, "reason"))

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from nightschool_server.errors import FailedPreconditionError, InvalidRequestError
-from nightschool_server.home import CORRECTIONS_FILE, THUMBS_FILE, Home
+from nightschool_server.home import CORRECTIONS_FILE, REPORT_FILES, THUMBS_FILE, Home
 from nightschool_server.runtime import Runtime
 from nightschool_server.service.audit import audit
 from nightschool_server.store.store import Store
@@ -29,13 +29,14 @@ async def forget_user(runtime: Runtime, actor: str, user: str) -> int:
         raise InvalidRequestError("user", "user is empty: send the name of the token whose requests are to go")
     store = runtime.store
     _refuse_while_learning(store, user)
-    cycles = _cycles_from(store, user)
+    cycles, shown = _cycles_from(store, user), _cycles_with_seeds_of(store, user)
     requests = await asyncio.to_thread(_requests_of, store, user)
     num_requests = await runtime.request_log.forget(user)
     runtime.registry.end_sessions_of(user)
     runtime.images.recent.forget_all()
     await asyncio.to_thread(_delete_training_files, runtime.home, cycles)
     await asyncio.to_thread(_delete_feedback, runtime.home, requests)
+    await asyncio.to_thread(_delete_reports, runtime.home, {*cycles, *shown})
     with store.transaction() as db:
         audit(db, actor, "forget_user", user, "")
     return num_requests
@@ -67,6 +68,22 @@ def _cycles_from(store: Store, user: str) -> list[str]:
         (user,),
     )
     return [row["cycle_id"] for row in rows]
+
+
+def _cycles_with_seeds_of(store: Store, user: str) -> list[str]:
+    """Cycles that chose requests of the caller, whatever came of them."""
+    rows = store.query(
+        "SELECT DISTINCT s.cycle_id FROM cycle_seeds s JOIN requests r ON r.id = s.response_id WHERE r.caller = ?",
+        (user,),
+    )
+    return [row["cycle_id"] for row in rows]
+
+
+def _delete_reports(home: Home, cycles: Iterable[str]) -> None:
+    """The learner writes them anew, from the rows that are left."""
+    for cycle_id in cycles:
+        for name in REPORT_FILES.values():
+            (home.cycles / cycle_id / name).unlink(missing_ok=True)
 
 
 def _delete_training_files(home: Home, cycles: Sequence[str]) -> None:
