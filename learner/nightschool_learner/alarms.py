@@ -25,7 +25,8 @@ def end_metrics(rows: Sequence[Mapping[str, float]], beta: float) -> dict[str, f
     if not rows:
         return {}
     ended = last_quarter(rows)
-    means = {key: sum(row[key] for row in ended) / len(ended) for key in SHOWN if all(key in row for row in ended)}
+    logged = {key: [row[key] for row in ended if key in row] for key in SHOWN}
+    means = {key: sum(values) / len(values) for key, values in logged.items() if values}
     for side in ("chosen", "rejected"):
         if f"rewards/{side}" in means:
             means[f"log_ratio/{side}"] = means[f"rewards/{side}"] / beta

@@ -50,6 +50,8 @@ class Hyperparameters(_Frozen):
     """Pairs of one forward; a pair is two sequences."""
     accumulation: Annotated[int, Field(ge=1)] = 1
     """Forwards of one optimizer step."""
+    method: Literal["dpo", "sft", "kto"] = "dpo"
+    """Pairs; good answers alone; good and bad answers."""
     loss: str = "sigmoid"
     """Of a pair, by TRL's name."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
@@ -132,6 +134,12 @@ class Manifest(_Frozen):
     anchors_file: Path | None = None
     """The same format without a rejected answer; None: the run has no anchors."""
     anchors_sha256: str = ""
+    corrections_file: Path | None = None
+    """What callers would have answered, see `feedback_rows.py`; None: it is not learned from."""
+    corrections_sha256: str = ""
+    thumbs_file: Path | None = None
+    """Answers that callers called good or bad; None: they are not learned from."""
+    thumbs_sha256: str = ""
     blobs: Path
     """The home's blob folder, for images."""
     output: Path
@@ -186,6 +194,8 @@ class Result(_Frozen):
     num_anchors: int = 0
     num_held_back: int = 0
     """Pairs that were looked at and not trained on; they count in `num_pairs`, too."""
+    num_told: int = 0
+    """Corrections and thumbs that were trained on."""
     kept_step: int = 0
     """The step whose weights are published; the last one where there was no look."""
     looks: tuple[Look, ...] = ()

@@ -14,9 +14,11 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from nightschool_server.chat import ToolSpec, messages_from_json
 from nightschool_server.engine import BASE
+from nightschool_server.home import CORRECTIONS_FILE, THUMBS_FILE
 from nightschool_server.store.store import Store
 
 from nightschool_learner import records
@@ -81,7 +83,7 @@ class TrainStage:
 
 def make_manifest(cycle: Cycle, folder: Path, base_model: str, base_digest: str) -> Manifest:
     """What the trainer is to do for this cycle; the same for every call of one cycle."""
-    pairs, anchors = cycle.folder / PAIRS_FILE, cycle.folder / ANCHORS_FILE
+    pairs = cycle.folder / PAIRS_FILE
     config = cycle.config.train
     return Manifest(
         cycle_id=cycle.id,
@@ -91,8 +93,9 @@ def make_manifest(cycle: Cycle, folder: Path, base_model: str, base_digest: str)
         parent_folder=None if cycle.incumbent == BASE else cycle.home.adapters / cycle.incumbent,
         pairs_file=pairs,
         pairs_sha256=hashlib.sha256(pairs.read_bytes()).hexdigest(),
-        anchors_file=anchors if anchors.exists() else None,
-        anchors_sha256=hashlib.sha256(anchors.read_bytes()).hexdigest() if anchors.exists() else "",
+        **_file("anchors", cycle.folder / ANCHORS_FILE),
+        **(_file("corrections", cycle.folder / CORRECTIONS_FILE) if config.use_feedback else {}),
+        **(_file("thumbs", cycle.folder / THUMBS_FILE) if config.use_feedback else {}),
         blobs=cycle.home.blobs,
         output=folder,
         hyperparameters=hyperparameters(config),
@@ -118,6 +121,13 @@ def make_manifest(cycle: Cycle, folder: Path, base_model: str, base_digest: str)
         num_threads=config.num_threads,
         probes=choose_probes(cycle.store, cycle.id, cycle.tools, config.num_probes),
     )
+
+
+def _file(name: str, path: Path) -> dict[str, Any]:
+    """A file of rows as the manifest names it; nothing where the cycle has none."""
+    if not path.exists():
+        return {}
+    return {f"{name}_file": path, f"{name}_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
 def choose_probes(store: Store, cycle_id: str, tools: Sequence[ToolSpec], num_probes: int) -> tuple[ProbePrompt, ...]:
@@ -205,6 +215,7 @@ def _counts(result: Result) -> dict[str, int]:
         "pairs": result.num_pairs,
         "anchors": result.num_anchors,
         "held_back": result.num_held_back,
+        "told": result.num_told,
         "kept_step": result.kept_step,
         "dropped_too_long": result.num_dropped,
         "alarms": len(result.alarms),

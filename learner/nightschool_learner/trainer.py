@@ -44,6 +44,7 @@ class Run:
     num_dropped: int = 0
     num_anchors: int = 0
     num_held_back: int = 0
+    num_told: int = 0
     length_ratio: float = 1.0
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -152,13 +153,15 @@ def publish(model: Any, folder: Path, provenance: Mapping[str, Any]) -> None:
 
 def _prepare(run: Run, student: Student) -> tuple[Any, Watch]:
     """The trainer over the encoded pairs and its watch; notes in `run` how many there are and how long they are."""
-    from nightschool_learner.trainer_dpo import MetricsWriter, make_trainer
+    from nightschool_learner.trainer_exact import MetricsWriter
+    from nightschool_learner.trainer_methods import make_trainer
     from nightschool_learner.trainer_rows import read_material
     from nightschool_learner.trainer_watch import Watch
 
     material = read_material(run.manifest, student)
     run.num_pairs, run.num_dropped = len(material.pairs), material.num_dropped
     run.num_anchors, run.num_held_back = len(material.collator.anchors), len(material.held_pairs)
+    run.num_told = material.num_told
     run.length_ratio = material.length_ratio()
     watch = Watch(run.manifest, run.folder, material, student)
     writer = MetricsWriter(run.folder.metrics, run.tell)
@@ -200,6 +203,7 @@ def _result(run: Run, student: Student, kept: Kept, probe: Mapping[str, Any]) ->
         num_dropped=run.num_dropped,
         num_anchors=run.num_anchors,
         num_held_back=run.num_held_back,
+        num_told=run.num_told,
         kept_step=kept.step or num_steps,
         looks=looks,
         stopped=kept.stopped if num_steps < logged[-1]["num_steps"] else "",
@@ -225,6 +229,9 @@ def _provenance(run: Run, result: Result) -> dict[str, Any]:
             "num_pairs": run.num_pairs,
             "num_dropped": run.num_dropped,
             "anchors_sha256": manifest.anchors_sha256,
+            "corrections_sha256": manifest.corrections_sha256,
+            "thumbs_sha256": manifest.thumbs_sha256,
+            "num_told": run.num_told,
             "num_anchors": run.num_anchors,
         },
         "training": {

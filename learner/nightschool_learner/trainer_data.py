@@ -94,10 +94,12 @@ def encode_pair(renderer: Renderer, row: Mapping[str, Any], blobs: Path, eos_id:
     return EncodedPair(prompt, prompt_ids, chosen, rejected, is_image)
 
 
-def encode_anchor(renderer: Renderer, row: Mapping[str, Any], blobs: Path, eos_id: int) -> EncodedAnchor:
-    """One row of an anchors file as tokens."""
+def encode_answer(
+    renderer: Renderer, row: Mapping[str, Any], blobs: Path, eos_id: int, *, side: str = "answer"
+) -> EncodedAnchor:
+    """One row of an anchors file, or of callers' feedback (side `completion`), as tokens."""
     prompt, prompt_ids, is_image = _encode_prompt(renderer, row, blobs)
-    return EncodedAnchor(prompt, prompt_ids, _answer(renderer, row, "answer", eos_id), is_image)
+    return EncodedAnchor(prompt, prompt_ids, _answer(renderer, row, side, eos_id), is_image)
 
 
 def parse_messages(rows: Sequence[Mapping[str, Any]], images: Sequence[str]) -> tuple[Message, ...]:

@@ -34,6 +34,8 @@ class ExactTokens:
     anchor_weight = 0.0
     model: Any
     accelerator: Any
+    callback_handler: Any
+    remove_callback: Any
     _metrics: Any
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:

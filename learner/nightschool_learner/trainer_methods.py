@@ -108,9 +108,7 @@ def _dpo(manifest: Manifest, dataset: Any) -> DPOConfig:
 
 
 def _sft(manifest: Manifest, dataset: Any) -> SFTConfig:
-    return SFTConfig(
-        **_common(manifest, len(dataset)), dataset_kwargs={"skip_prepare_dataset": True}, loss_type="nll"
-    )
+    return SFTConfig(**_common(manifest, len(dataset)), dataset_kwargs={"skip_prepare_dataset": True}, loss_type="nll")
 
 
 def _kto(manifest: Manifest, dataset: Any) -> KTOConfig:

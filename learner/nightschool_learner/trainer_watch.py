@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 
 from nightschool_learner.alarms import find_alarms, look_alarms
 from nightschool_learner.manifest import Look, Manifest, RunFolder
-from nightschool_learner.trainer_dpo import ExactDPOTrainer, reference_of
+from nightschool_learner.trainer_exact import reference_of, token_logprobs
 from nightschool_learner.trainer_model import Student
 from nightschool_learner.trainer_rows import Material
 from nightschool_learner.validation import best_look, look_steps, reason_to_stop
@@ -36,7 +36,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self._manifest, self._folder, self._material = manifest, folder, material
         self._eos_ids = sorted(student.loaded.eos_ids)
         self._steps: frozenset[int] = frozenset()
-        self._trainer: ExactDPOTrainer | None = None
+        self._trainer: Any = None
         self._reference_length = 0
 
     @property
@@ -44,7 +44,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         """So far, across kills."""
         return self._folder.read_looks()
 
-    def follow(self, trainer: ExactDPOTrainer, *, from_start: bool) -> None:
+    def follow(self, trainer: Any, *, from_start: bool) -> None:
         """Look at this trainer's run; `from_start` where no earlier process looked at the start."""
         self._trainer = trainer
         if self._material.held_pairs:
@@ -107,20 +107,36 @@ class Watch(TrainerCallback):  # type: ignore[misc]
             control.should_training_stop = True
 
     @property
-    def _the_trainer(self) -> ExactDPOTrainer:
+    def _the_trainer(self) -> Any:
         assert self._trainer is not None, "follow() comes before training"
         return self._trainer
 
     def _look(self, step: int, metrics: Any) -> Look:
+        margin, accuracy = self._preference()
         return Look(
             step=step,
             loss=metrics["eval_loss"],
-            margin=metrics["eval_rewards/margins"],
-            accuracy=metrics["eval_rewards/accuracies"] if step else 0.5,
+            margin=margin,
+            accuracy=accuracy if step else 0.5,
             anchor_nll=metrics.get("eval_nll/anchors", 0.0),
-            kl=metrics["eval_kl"],
+            kl=metrics["eval_kl_to_reference"],
             length_ratio=self._length_ratio() if step else 1.0,
         )
+
+    def _preference(self) -> tuple[float, float]:
+        """Mean reward margin of the held-back pairs and the share of them ranked right, whatever the run optimises."""
+        trainer, held = self._the_trainer, sorted(self._material.held_pairs)
+        wanted = self._manifest.hyperparameters
+        margins: list[float] = []
+        for start in range(0, len(held), wanted.batch_size):
+            batch = self._material.collator([{"row": i} for i in held[start : start + wanted.batch_size]])
+            batch = {name: tensor.to(trainer.args.device) for name, tensor in batch.items()}
+            with torch.no_grad():
+                policy, spoken = token_logprobs(trainer.model, batch)
+                log_ratios = ((policy - trainer.reference_of_batch(batch)) * spoken).sum(1)
+            chosen, rejected = log_ratios.chunk(2)
+            margins += (wanted.beta * (chosen - rejected)).tolist()
+        return sum(margins) / len(margins), sum(margin > 0 for margin in margins) / len(margins)
 
     def _alarms(self, look: Look, start: Look) -> Any:
         wanted, limits = self._manifest.hyperparameters, self._manifest.limits

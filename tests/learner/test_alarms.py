@@ -69,6 +69,8 @@ def test_end_metrics_are_means_over_the_last_quarter() -> None:
     metrics = end_metrics(rows(8, -16), 0.1)
     assert metrics["log_ratio/chosen"] == pytest.approx(7.5)
     assert metrics["log_ratio/rejected"] == pytest.approx(-15)
+    partly = [*rows(8, -16, num=7), {"step": 8, "loss": 0.7}]
+    assert end_metrics(partly, 0.1)["log_ratio/chosen"] == pytest.approx(8), "a batch of KTO may have no bad answer"
     assert end_metrics([], 0.1) == {}
     assert find_alarms([], 0.1, LIMITS) == ()
 

@@ -7,7 +7,7 @@ from typing import get_args
 
 import pytest
 import torch
-from nightschool_learner.trainer_dpo import ExactDPOTrainer, make_trainer
+from nightschool_learner.trainer_methods import ExactDPOTrainer, make_trainer
 from nightschool_learner.trainer_model import load_student
 from nightschool_learner.trainer_rows import read_material
 from nightschool_server.config.training import TrainConfig

@@ -46,6 +46,12 @@ class TrainConfig(_Section):
     """Pairs of one forward."""
     accumulation: Positive = 1
     """Forwards of one optimizer step."""
+    method: Literal["dpo", "sft", "kto"] = "dpo"
+    """What is learned from: pairs (`dpo`), chosen answers alone (`sft`), or chosen and rejected answers each for
+    itself (`kto`)."""
+    use_feedback: bool = False
+    """Learn from what callers said, too. `dpo`: corrections join the anchors. `sft`: corrections are answers to learn.
+    `kto`: corrections and thumbs up are good answers, thumbs down bad ones."""
     loss: Literal[
         "sigmoid", "hinge", "ipo", "robust", "exo_pair", "nca_pair", "sppo_hard", "apo_zero", "apo_down",
         "sigmoid_norm",
@@ -113,6 +119,10 @@ class TrainConfig(_Section):
         if smooths != bool(self.label_smoothing):
             rule = "wants label_smoothing, the share of wrong pairs, e.g. 0.1" if smooths else "has no label_smoothing"
             raise ValueError(f"learner.train.loss = {self.loss!r} {rule}")
+        if self.loss != "sigmoid" and self.method != "dpo":
+            raise ValueError(f"learner.train.loss = {self.loss!r} is a loss of pairs, method {self.method!r} has none")
+        if self.method == "kto" and self.batch_size == 1:
+            raise ValueError("learner.train.method 'kto' compares the answers of a batch: set batch_size to 2 or more")
         return self
 
 
