@@ -8,7 +8,7 @@ is preferred or rejected by it.
 A common error is agreed on now and then by chance, and must not be held fast: what the model gives less than a
 minimum probability is no anchor, though all samples said it.
 
-Owns the selection. The trainer's file is `pair_export.py`, the loss `trainer_dpo.py`.
+Owns the selection. The trainer's file is `pair_export.py`, the loss `trainer_exact.py`.
 """
 
 from __future__ import annotations

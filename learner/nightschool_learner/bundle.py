@@ -1,7 +1,7 @@
 """A training run as one file: what a trainer on another host needs, and nothing of this machine.
 
     manifest.json   paths within the archive
-    pairs.jsonl, anchors.jsonl
+    pairs.jsonl, anchors.jsonl, corrections.jsonl, thumbs.jsonl
     parent/         the adapter to continue
     blobs/          the images that the pairs name
 
@@ -22,6 +22,14 @@ from nightschool_learner.manifest import Manifest, RunFolder, write_whole
 
 _SHA256 = re.compile(r"\b[0-9a-f]{64}\b")
 
+_NAMES = {
+    "pairs_file": "pairs.jsonl",
+    "anchors_file": "anchors.jsonl",
+    "corrections_file": "corrections.jsonl",
+    "thumbs_file": "thumbs.jsonl",
+}
+"""Files of rows, by the manifest's field."""
+
 
 def pack(folder: RunFolder, target: Path) -> None:
     """Write the run of `folder` to `target`, whole or not at all."""
@@ -29,9 +37,8 @@ def pack(folder: RunFolder, target: Path) -> None:
     partial = target.with_name(f".{target.name}.{os.getpid()}")
     with tarfile.open(partial, "w") as tar:
         _add_text(tar, "manifest.json", _portable(manifest).model_dump_json(indent=1))
-        tar.add(manifest.pairs_file, "pairs.jsonl")
-        if manifest.anchors_file is not None:
-            tar.add(manifest.anchors_file, "anchors.jsonl")
+        for field, path in _files(manifest).items():
+            tar.add(path, _NAMES[field])
         if manifest.parent_folder is not None:
             tar.add(manifest.parent_folder, "parent")
         for sha256 in _images(manifest):
@@ -52,8 +59,7 @@ def unpack(archive: Path, path: Path, base_model: str) -> RunFolder:
         raise StageFailedError(f"{archive} is no training run of nightschool ({error}): fetch it again") from error
     local = {
         "base_model": base_model,
-        "pairs_file": path / "pairs.jsonl",
-        "anchors_file": path / "anchors.jsonl" if packed.anchors_file else None,
+        **{field: path / _NAMES[field] for field in _files(packed)},
         "parent_folder": path / "parent" if packed.parent_folder else None,
         "blobs": path / "blobs",
         "output": path,
@@ -66,8 +72,7 @@ def _portable(manifest: Manifest) -> Manifest:
     return manifest.model_copy(
         update={
             "base_model": Path(manifest.base_model).name,
-            "pairs_file": Path("pairs.jsonl"),
-            "anchors_file": Path("anchors.jsonl") if manifest.anchors_file else None,
+            **{field: Path(_NAMES[field]) for field in _files(manifest)},
             "parent_folder": Path("parent") if manifest.parent_folder else None,
             "blobs": Path("blobs"),
             "output": Path(),
@@ -75,11 +80,16 @@ def _portable(manifest: Manifest) -> Manifest:
     )
 
 
+def _files(manifest: Manifest) -> dict[str, Path]:
+    """The files of rows that a manifest names, by its field."""
+    return {field: path for field in _NAMES if (path := getattr(manifest, field)) is not None}
+
+
 def _images(manifest: Manifest) -> list[str]:
-    """The images that pairs and anchors name."""
+    """The images that the rows name."""
     found: set[str] = set()
-    for file in (manifest.pairs_file, manifest.anchors_file):
-        for line in file.read_text(encoding="utf-8").splitlines() if file is not None else ():
+    for file in _files(manifest).values():
+        for line in file.read_text(encoding="utf-8").splitlines():
             found.update(sha256 for sha256 in json.loads(line).get("images", ()) if _SHA256.fullmatch(sha256))
     return sorted(found)
 

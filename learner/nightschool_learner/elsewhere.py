@@ -19,7 +19,7 @@ from nightschool_server.service.placement_admin import run_file
 
 from nightschool_learner.bundle import pack
 from nightschool_learner.errors import ServerGoneError, StageFailedError
-from nightschool_learner.manifest import RunFolder
+from nightschool_learner.manifest import Alarm, RunFolder
 from nightschool_learner.sampling import AWAY
 from nightschool_learner.stages import Cycle, Progress
 
@@ -101,11 +101,11 @@ async def adapter_from_elsewhere(cycle: Cycle, folder: RunFolder, progress: Prog
     return name
 
 
-def alarms_of(cycle: Cycle, name: str) -> list[str]:
+def alarms_of(cycle: Cycle, name: str) -> list[Alarm]:
     """What the other host's trainer gave alarm of, from the adapter's manifest."""
     row = cycle.store.one("SELECT manifest FROM adapters WHERE name = ?", (name,))
     training = (json.loads(row["manifest"]) if row else {}).get("training") or {}
-    return [str(alarm["message"]) for alarm in training.get("alarms", ())]
+    return [Alarm.model_validate(alarm) for alarm in training.get("alarms", ())]
 
 
 def _sent(cycle: Cycle) -> str | None:

@@ -3,6 +3,8 @@
     train/manifest.json   what to train (written once by the train stage, never changed)
     train/progress.json   phase and step, replaced as a whole
     train/metrics.jsonl   one line for each logged step
+    train/validation.jsonl  one line for each look at the held-back rows
+    train/looks/          the weights of the best looks, until the run is complete
     train/checkpoints/    of the trainer's own, resumable
     train/adapter/        the published adapter: adapter_config.json, adapter_model.safetensors
     train/result.json     written last: a run that has it is complete
@@ -21,16 +23,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-AlarmName = Literal["chosen_fall", "drift", "length", "not_finite"]
+AlarmName = Literal[
+    "chosen_fall", "drift", "length", "not_finite", "saturation", "kl", "anchor_fall", "length_drift", "validation"
+]
 Phase = Literal["starting", "loading", "preparing", "training", "publishing", "done"]
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
 
 class Hyperparameters(_Frozen):
-    """How a preference-tuning run goes: DPO (sigmoid) plus an NLL term on the chosen answer."""
+    """How a preference-tuning run goes: a loss of pairs plus an NLL term on the chosen answer."""
 
     rank: Annotated[int, Field(ge=1)] = 64
     alpha: Annotated[float, Field(gt=0)] = 16.0
@@ -46,6 +50,11 @@ class Hyperparameters(_Frozen):
     """Pairs of one forward; a pair is two sequences."""
     accumulation: Annotated[int, Field(ge=1)] = 1
     """Forwards of one optimizer step."""
+    method: Literal["dpo", "sft", "kto"] = "dpo"
+    """Pairs; good answers alone; good and bad answers."""
+    loss: str = "sigmoid"
+    """Of a pair, by TRL's name."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     beta: Annotated[float, Field(gt=0)] = 0.1
     nll_weight: Annotated[float, Field(ge=0)] = 0.2
     """Weight of the mean NLL per chosen token beside the DPO loss (Iterative RPO, arXiv 2404.19733)."""
@@ -55,7 +64,15 @@ class Hyperparameters(_Frozen):
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     max_length: Annotated[int, Field(ge=16)] = 10_240
     """Tokens of prompt and answer; a longer pair is dropped and counted, never cut."""
+    gradient_checkpointing: Literal["auto", "on", "off"] = "auto"
+    """`auto`: on a GPU."""
     checkpoint_steps: Annotated[int, Field(ge=1)] = 50
+    validation_share: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Of pairs and anchors that are held back to look at, see `validation.py`."""
+    num_looks: Annotated[int, Field(ge=1)] = 4
+    """Beside the one at the start, spread over the run; the last one is at its end."""
+    patience: Annotated[int, Field(ge=0)] = 0
+    """Looks in a row without a better one after which training ends; 0 goes on to the end."""
 
 
 class AlarmLimits(_Frozen):
@@ -67,6 +84,16 @@ class AlarmLimits(_Frozen):
     """Nats between policy and reference on an answer, chosen or rejected, in the last quarter."""
     max_length_ratio: Annotated[float, Field(gt=0)] = 2.0
     """Tokens of chosen over tokens of rejected answers: more of it teaches length."""
+    max_margin: Annotated[float, Field(gt=0)] = 8.0
+    """Mean reward margin, nats times beta: beyond it the pairs teach nothing more."""
+    max_kl: Annotated[float, Field(gt=0)] = 0.5
+    """Nats a token between policy and reference on held-back answers."""
+    max_anchor_fall: Annotated[float, Field(gt=0)] = 0.5
+    """Nats that a held-back anchor's answer may lose."""
+    max_length_drift: Annotated[float, Field(gt=1)] = 1.5
+    """How many times as long, or as short, greedy answers to held-back prompts may become."""
+    stops: bool = False
+    """Whether an alarm ends training, rather than being recorded."""
 
 
 class Placing(_Frozen):
@@ -107,6 +134,12 @@ class Manifest(_Frozen):
     anchors_file: Path | None = None
     """The same format without a rejected answer; None: the run has no anchors."""
     anchors_sha256: str = ""
+    corrections_file: Path | None = None
+    """What callers would have answered, see `feedback_rows.py`; None: it is not learned from."""
+    corrections_sha256: str = ""
+    thumbs_file: Path | None = None
+    """Answers that callers called good or bad; None: they are not learned from."""
+    thumbs_sha256: str = ""
     blobs: Path
     """The home's blob folder, for images."""
     output: Path
@@ -129,6 +162,25 @@ class Alarm(_Frozen):
     message: str
 
 
+class Look(_Frozen):
+    """What the held-back rows said at one step."""
+
+    step: int
+    loss: float
+    """The run's own objective on them."""
+    margin: float
+    """Mean reward margin of the pairs, nats times beta."""
+    accuracy: float
+    """Share of pairs ranked right against the reference; 0.5 at the start, where nothing differs."""
+    anchor_nll: float
+    """Mean NLL of an anchor's answer, nats; 0 without anchors."""
+    kl: float
+    """Nats a token between policy and reference on the anchors' answers, or the chosen ones where there are none."""
+    length_ratio: float
+    """Tokens of greedy answers over those that the reference gives; 1 where none is given."""
+    alarms: tuple[Alarm, ...] = ()
+
+
 class Result(_Frozen):
     """What a run came to."""
 
@@ -140,6 +192,15 @@ class Result(_Frozen):
     num_dropped: int
     """Pairs longer than `max_length`."""
     num_anchors: int = 0
+    num_held_back: int = 0
+    """Pairs that were looked at and not trained on; they count in `num_pairs`, too."""
+    num_told: int = 0
+    """Corrections and thumbs that were trained on."""
+    kept_step: int = 0
+    """The step whose weights are published; the last one where there was no look."""
+    looks: tuple[Look, ...] = ()
+    stopped: str = ""
+    """Why training ended before its last step; empty where it did not."""
     length_ratio: float
     """Tokens of chosen over tokens of rejected answers."""
     pairs_sha256: str
@@ -147,7 +208,7 @@ class Result(_Frozen):
     target_modules: str
     """The pattern of adapted layers."""
     metrics: Mapping[str, float]
-    """Means over the last quarter of the logged steps."""
+    """Means over the last quarter of the logged steps, up to the kept one."""
     alarms: tuple[Alarm, ...]
     probe: Mapping[str, Any]
     """`{"prompts": [ProbePrompt...], "logprobs": [[...], ...]}`, taken with the published weights."""
@@ -172,6 +233,8 @@ class RunFolder:
         self.manifest = path / "manifest.json"
         self.progress = path / "progress.json"
         self.metrics = path / "metrics.jsonl"
+        self.validation = path / "validation.jsonl"
+        self.looks = path / "looks"
         self.checkpoints = path / "checkpoints"
         self.adapter = path / "adapter"
         self.result = path / "result.json"
@@ -195,15 +258,23 @@ class RunFolder:
 
     def read_metrics(self) -> list[dict[str, float]]:
         """Every complete line of metrics; a line that a crash cut short is left out."""
-        if not self.metrics.exists():
-            return []
-        lines = self.metrics.read_bytes().split(b"\n")[:-1]
-        return [json.loads(line) for line in lines if line]
+        return _read_lines(self.metrics)
 
-    def keep_metrics_until(self, step: int) -> None:
-        """Drop the lines after `step`, which a resumed run writes again."""
-        rows = [row for row in self.read_metrics() if row["step"] <= step]
-        write_whole(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
+    def read_looks(self) -> tuple[Look, ...]:
+        """Every look so far, in the order of their steps."""
+        return tuple(Look.model_validate(row) for row in _read_lines(self.validation))
+
+    def keep_until(self, step: int) -> None:
+        """Drop metrics and looks after `step`, which a resumed run writes again."""
+        for path in (self.metrics, self.validation):
+            rows = [row for row in _read_lines(path) if row["step"] <= step]
+            write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1] if line]
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -1,6 +1,8 @@
-"""Pictures beside each cycle: how training went, and what the candidate is worth.
+"""Pictures and numbers beside each cycle: how training went, and what the candidate is worth.
 
-    plots/training.png     loss, reward margins, logprobs of chosen and rejected answers, distance to the reference
+    plots/training.png     loss, margins, logprobs, distance to the reference, KL, length: trained on and held back
+    plots/training.csv     the same as numbers, one line a step; what was looked at is in columns held_back/...
+    plots/training.json    the same with the alarms, the kept step and why training stopped
     plots/evaluation.png   success before and after, over all tasks and by family, with intervals
 
 Drawn without a display. matplotlib is imported when a picture is drawn: it costs half a second.
@@ -8,20 +10,35 @@ Drawn without a display. matplotlib is imported when a picture is drawn: it cost
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from nightschool_learner.evaluation_records import EvaluationRow
-from nightschool_learner.manifest import Result
+from nightschool_learner.manifest import Look, Result, write_whole
 from nightschool_learner.statistics import wilson
 
 CHOSEN, REJECTED, NEUTRAL, BEFORE = "#1b7837", "#b2182b", "#2166ac", "#969696"
 DPI = 110
 
+HELD_BACK = "held_back/"
+_HELD = "#e08214"
+
 _PANELS: tuple[tuple[str, str, Mapping[str, tuple[str, str]]], ...] = (
-    ("Loss", "DPO + NLL", {"loss": (NEUTRAL, "loss")}),
-    ("Reward margin", "nats times beta", {"rewards/margins": (NEUTRAL, "chosen - rejected")}),
+    ("Loss", "as optimised", {"loss": (NEUTRAL, "trained on"), "held_back/loss": (_HELD, "held back")}),
+    (
+        "Reward margin",
+        "nats times beta",
+        {"rewards/margins": (NEUTRAL, "trained on"), "held_back/margin": (_HELD, "held back")},
+    ),
+    (
+        "Pairs ranked right",
+        "share",
+        {"rewards/accuracies": (NEUTRAL, "trained on"), "held_back/accuracy": (_HELD, "held back")},
+    ),
     (
         "Logprob of the answers",
         "nats an answer",
@@ -32,29 +49,61 @@ _PANELS: tuple[tuple[str, str, Mapping[str, tuple[str, str]]], ...] = (
         "nats times beta",
         {"rewards/chosen": (CHOSEN, "chosen"), "rewards/rejected": (REJECTED, "rejected")},
     ),
-    ("Pairs ranked right", "share", {"rewards/accuracies": (NEUTRAL, "accuracy")}),
+    ("KL to the reference", "nats a token", {"held_back/kl": (_HELD, "held back")}),
+    (
+        "NLL of anchors",
+        "nats an answer",
+        {"nll/anchors": (NEUTRAL, "trained on"), "held_back/anchor_nll": (_HELD, "held back")},
+    ),
+    ("Length of answers", "times the reference's", {"held_back/length_ratio": (_HELD, "held back")}),
     ("Entropy", "nats a token", {"entropy": (NEUTRAL, "entropy")}),
 )
 
 
 def plot_training(rows: Sequence[Mapping[str, float]], result: Result, folder: Path) -> Path:
-    """Draw the training curves from the logged steps. Returns the file's path."""
-    figure, axes = _figure(2, 3, (12, 6.5))
+    """Draw the training curves, and write their numbers beside them. Returns the picture's path."""
+    curves = training_curves(rows, result.looks)
+    _write_numbers(curves, result, folder)
+    figure, axes = _figure(3, 3, (12, 9.5))
     for axis, (title, unit, lines) in zip(axes.flat, _PANELS, strict=True):
         for key, (colour, label) in lines.items():
-            points = [(row["step"], row[key]) for row in rows if key in row]
-            axis.plot(
-                [step for step, _ in points], [value for _, value in points], color=colour, label=label, linewidth=1.4
-            )
+            points = [(row["step"], row[key]) for row in curves if key in row]
+            marker = "o" if key.startswith(HELD_BACK) else None
+            axis.plot(*zip(*points, strict=True), color=colour, label=label, linewidth=1.4, marker=marker, markersize=3)
+        if result.looks:
+            axis.axvline(result.kept_step, color=BEFORE, linewidth=0.8, linestyle=":")
         axis.set(title=title, xlabel="step", ylabel=unit)
         axis.grid(alpha=0.25)
-        if len(lines) > 1:
+        if len(axis.lines) > 1:
             axis.legend(frameon=False)
     alarms = ", ".join(alarm.name for alarm in result.alarms) or "none"
+    kept = f", weights of step {result.kept_step}" if result.kept_step < result.num_steps else ""
     figure.suptitle(
-        f"{result.cycle_id}: {result.num_pairs} pairs, {result.num_steps} steps, from {result.parent}; alarms: {alarms}"
+        f"{result.cycle_id}: {result.num_pairs} pairs, {result.num_steps} steps{kept}, from {result.parent}; "
+        f"alarms: {alarms}"
     )
     return _save(figure, folder / "training.png")
+
+
+def training_curves(rows: Sequence[Mapping[str, float]], looks: Sequence[Look]) -> list[dict[str, float]]:
+    """One row a step, by step: what was logged, and what was seen on the held-back rows under HELD_BACK names."""
+    curves: dict[float, dict[str, float]] = {row["step"]: dict(row) for row in rows}
+    for look in looks:
+        seen = look.model_dump(exclude={"step", "alarms"})
+        curves.setdefault(look.step, {"step": look.step}).update({HELD_BACK + k: float(v) for k, v in seen.items()})
+    return [curves[step] for step in sorted(curves)]
+
+
+def _write_numbers(curves: Sequence[Mapping[str, float]], result: Result, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    names = sorted({name for row in curves for name in row} - {"step"})
+    table = io.StringIO()
+    writer = csv.DictWriter(table, ["step", *names], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(curves)
+    write_whole(folder / "training.csv", table.getvalue())
+    told = result.model_dump(mode="json", include={"cycle_id", "parent", "kept_step", "stopped", "alarms", "metrics"})
+    write_whole(folder / "training.json", json.dumps({**told, "steps": curves}, indent=1))
 
 
 def plot_evaluation(row: EvaluationRow, folder: Path) -> Path:

@@ -14,18 +14,19 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from nightschool_server.chat import ToolSpec, messages_from_json
-from nightschool_server.config.training import TrainConfig
 from nightschool_server.engine import BASE
+from nightschool_server.home import CORRECTIONS_FILE, THUMBS_FILE
 from nightschool_server.store.store import Store
 
 from nightschool_learner import records
 from nightschool_learner.elsewhere import Device, adapter_from_elsewhere, alarms_of, lent_device
 from nightschool_learner.errors import StageFailedError
 from nightschool_learner.manifest import (
+    Alarm,
     AlarmLimits,
-    Hyperparameters,
     Manifest,
     Placing,
     ProbePrompt,
@@ -35,6 +36,7 @@ from nightschool_learner.manifest import (
 )
 from nightschool_learner.pair_export import ANCHORS_FILE, PAIRS_FILE
 from nightschool_learner.plots import plot_training
+from nightschool_learner.profiles import hyperparameters
 from nightschool_learner.sampling import patiently
 from nightschool_learner.stages import Cycle, Ending, Progress
 from nightschool_learner.trainer_process import end_stale_trainer, last_words, start_trainer
@@ -46,9 +48,6 @@ POLL_S = 0.25
 
 CANNOT = 2
 """Exit code of a trainer that says why it cannot go on; starting it again would not help."""
-
-PROFILES = {"card": (64, 16.0, ()), "paper": (32, 32.0, ("q_proj", "k_proj", "v_proj"))}
-"""Rank, alpha and layers. `card`: the released adapter's. `paper`: SPORT's text, which leaves alpha open."""
 
 
 class TrainStage:
@@ -72,9 +71,11 @@ class TrainStage:
         result = folder.read_result() or await _train(cycle, folder, progress)
         progress.begin(result.num_steps, result.num_steps, _counts(result))
         await asyncio.to_thread(plot_training, folder.read_metrics(), result, cycle.folder / "plots")
+        if result.stopped:
+            logger.info("event=training_stopped cycle=%s reason=%s", cycle.id, result.stopped)
         for alarm in result.alarms:
             logger.warning("event=training_alarm cycle=%s alarm=%s message=%s", cycle.id, alarm.name, alarm.message)
-        if ending := _ending_of([alarm.message for alarm in result.alarms], cycle):
+        if ending := _ending_of(result.alarms, cycle):
             return ending
         await _register(cycle, result, progress)
         return None
@@ -82,7 +83,7 @@ class TrainStage:
 
 def make_manifest(cycle: Cycle, folder: Path, base_model: str, base_digest: str) -> Manifest:
     """What the trainer is to do for this cycle; the same for every call of one cycle."""
-    pairs, anchors = cycle.folder / PAIRS_FILE, cycle.folder / ANCHORS_FILE
+    pairs = cycle.folder / PAIRS_FILE
     config = cycle.config.train
     return Manifest(
         cycle_id=cycle.id,
@@ -92,8 +93,9 @@ def make_manifest(cycle: Cycle, folder: Path, base_model: str, base_digest: str)
         parent_folder=None if cycle.incumbent == BASE else cycle.home.adapters / cycle.incumbent,
         pairs_file=pairs,
         pairs_sha256=hashlib.sha256(pairs.read_bytes()).hexdigest(),
-        anchors_file=anchors if anchors.exists() else None,
-        anchors_sha256=hashlib.sha256(anchors.read_bytes()).hexdigest() if anchors.exists() else "",
+        **_file("anchors", cycle.folder / ANCHORS_FILE),
+        **(_file("corrections", cycle.folder / CORRECTIONS_FILE) if config.use_feedback else {}),
+        **(_file("thumbs", cycle.folder / THUMBS_FILE) if config.use_feedback else {}),
         blobs=cycle.home.blobs,
         output=folder,
         hyperparameters=hyperparameters(config),
@@ -101,6 +103,11 @@ def make_manifest(cycle: Cycle, folder: Path, base_model: str, base_digest: str)
             max_chosen_fall=config.max_chosen_fall,
             max_drift=config.max_drift,
             max_length_ratio=config.max_length_ratio,
+            max_margin=config.max_margin,
+            max_kl=config.max_kl,
+            max_anchor_fall=config.max_anchor_fall,
+            max_length_drift=config.max_length_drift,
+            stops=config.on_alarm == "stop",
         ),
         seed=cycle.seed % 2**32,
         placing=Placing(
@@ -116,28 +123,11 @@ def make_manifest(cycle: Cycle, folder: Path, base_model: str, base_digest: str)
     )
 
 
-def hyperparameters(config: TrainConfig) -> Hyperparameters:
-    """The profile with what the configuration says instead."""
-    rank, alpha, layers = PROFILES[config.profile]
-    return Hyperparameters(
-        rank=config.rank or rank,
-        alpha=config.alpha or alpha,
-        dropout=config.dropout,
-        target_modules=config.target_modules or layers,
-        learning_rate=config.learning_rate,
-        scheduler=config.scheduler,
-        warmup_share=config.warmup_share,
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        accumulation=config.accumulation,
-        beta=config.beta,
-        nll_weight=config.nll_weight,
-        anchor_weight=config.anchor_weight,
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        max_length=config.max_length,
-        checkpoint_steps=config.checkpoint_steps,
-    )
+def _file(name: str, path: Path) -> dict[str, Any]:
+    """A file of rows as the manifest names it; nothing where the cycle has none."""
+    if not path.exists():
+        return {}
+    return {f"{name}_file": path, f"{name}_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
 def choose_probes(store: Store, cycle_id: str, tools: Sequence[ToolSpec], num_probes: int) -> tuple[ProbePrompt, ...]:
@@ -165,10 +155,15 @@ async def _train_elsewhere(cycle: Cycle, folder: RunFolder, progress: Progress) 
     return None
 
 
-def _ending_of(alarms: Sequence[str], cycle: Cycle) -> Ending | None:
+def _ending_of(alarms: Sequence[Alarm], cycle: Cycle) -> Ending | None:
+    """What the alarms make of the cycle: a run that did not help its held-back rows is never evaluated."""
+    for alarm in alarms:
+        if alarm.name == "validation":
+            return Ending("rejected", f"training did not help what it held back: {alarm.message}")
     if not alarms or cycle.config.train.on_alarm != "reject":
         return None
-    return Ending("rejected", f"training raised an alarm and learner.train.on_alarm is 'reject': {'; '.join(alarms)}")
+    said = "; ".join(alarm.message for alarm in alarms)
+    return Ending("rejected", f"training raised an alarm and learner.train.on_alarm is 'reject': {said}")
 
 
 async def _train(cycle: Cycle, folder: RunFolder, progress: Progress) -> Result:
@@ -219,6 +214,9 @@ def _counts(result: Result) -> dict[str, int]:
     return {
         "pairs": result.num_pairs,
         "anchors": result.num_anchors,
+        "held_back": result.num_held_back,
+        "told": result.num_told,
+        "kept_step": result.kept_step,
         "dropped_too_long": result.num_dropped,
         "alarms": len(result.alarms),
     }

@@ -1,8 +1,8 @@
 """One training run as a process: `python -m nightschool_learner.trainer RUN_FOLDER/manifest.json`.
 
-Reads the manifest, tunes a LoRA adapter on the preference pairs with TRL's DPOTrainer (loss
-`sigmoid` + nll_weight * `sft`), publishes it as PEFT safetensors and writes result.json last. A run that was
-killed goes on from its last whole checkpoint and ends at the same step with the same weights (float32, CPU).
+Reads the manifest, tunes a LoRA adapter on the preference pairs with TRL, publishes it as PEFT safetensors and writes
+result.json last. A run that was killed goes on from its last whole checkpoint and ends at the same step with the same
+weights (float32, CPU).
 
 Owns the run; the model is `trainer_model.py`, tokens and batches are `trainer_data.py`, starting, watching
 and stopping the process is `train.py`. Torch and TRL are imported inside functions, after nice and threads are set.
@@ -10,12 +10,10 @@ and stopping the process is `train.py`. Torch and TRL are imported inside functi
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,19 +21,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nightschool_learner.alarms import end_metrics, find_alarms
-from nightschool_learner.errors import LearnerError, StageFailedError
+from nightschool_learner.alarms import end_metrics, find_alarms, look_alarms
+from nightschool_learner.errors import LearnerError
 from nightschool_learner.manifest import Manifest, Phase, Result, RunFolder, TrainerProgress, write_whole
-from nightschool_learner.niceness import be_nice
+from nightschool_learner.trainer_life import be_quiet, die_with_parent, import_silently, lock
+from nightschool_learner.validation import no_gain
 
 if TYPE_CHECKING:
     from nightschool_learner.trainer_model import Student
+    from nightschool_learner.trainer_watch import Watch
 
 logger = logging.getLogger(__name__)
-
-PARENT_POLL_S = 0.5
-LOCK_WAIT_S = 3.0
-"""How long a start waits for a dying predecessor to let go of the folder."""
 
 
 @dataclass
@@ -47,6 +43,8 @@ class Run:
     num_pairs: int = 0
     num_dropped: int = 0
     num_anchors: int = 0
+    num_held_back: int = 0
+    num_told: int = 0
     length_ratio: float = 1.0
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -65,6 +63,16 @@ class Run:
         self.seconds[phase] = round(self.seconds.get(phase, 0.0) + time.monotonic() - start, 3)
 
 
+@dataclass(frozen=True)
+class Kept:
+    """The weights that are published."""
+
+    step: int
+    """0: those of the last step, nobody looked at others."""
+    stopped: str
+    """Why training is to end early; empty where it is not."""
+
+
 def main(arguments: list[str]) -> int:
     """Train what the manifest says. Exit codes: 0 done, 2 it cannot be done, anything else a fault."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
@@ -73,9 +81,9 @@ def main(arguments: list[str]) -> int:
         return 2
     folder = RunFolder(Path(arguments[0]).resolve().parent)
     manifest = folder.read_manifest()
-    _be_quiet(manifest)
-    _die_with_parent(os.getppid())
-    with _lock(folder):
+    be_quiet(manifest)
+    die_with_parent(os.getppid())
+    with lock(folder):
         if folder.read_result() is not None:
             return 0
         try:
@@ -89,7 +97,7 @@ def main(arguments: list[str]) -> int:
 def train(run: Run) -> Result:
     """Train, publish and write the result. Raises StageFailedError where it cannot be done here."""
     with run.timed("loading"):
-        _import_silently()
+        import_silently()
         from nightschool_learner.trainer_device import told_of_its_share
     with told_of_its_share(run.manifest.placing):
         return _train(run)
@@ -102,17 +110,22 @@ def _train(run: Run) -> Result:
 
         student = load_student(run.manifest, place_trainer(run.manifest.placing))
     with run.timed("preparing"):
-        trainer = _prepare(run, student)
+        trainer, watch = _prepare(run, student)
         checkpoint = last_whole_checkpoint(run.folder.checkpoints)
-        run.folder.keep_metrics_until(int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0)
+        start = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+        run.folder.keep_until(start if checkpoint else -1)
+        watch.follow(trainer, from_start=checkpoint is None)
     with run.timed("training"):
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if checkpoint is None or not watch.reason_to_stop():
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     with run.timed("publishing"):
+        kept = Kept(watch.keep_best(trainer.model), watch.reason_to_stop())
         probe = _probe(run, student, trainer.model)
-        result = _result(run, student, trainer.state.global_step, probe)
+        result = _result(run, student, kept, probe)
         publish(trainer.model, run.folder.adapter, _provenance(run, result))
     result = result.model_copy(update={"seconds": dict(run.seconds)})
     write_whole(run.folder.result, result.model_dump_json(indent=1))
+    watch.forget()
     run.tell("done", result.num_steps, result.num_steps)
     return result
 
@@ -138,35 +151,21 @@ def publish(model: Any, folder: Path, provenance: Mapping[str, Any]) -> None:
     partial.replace(folder)
 
 
-def _prepare(run: Run, student: Student) -> Any:
-    """The trainer over the encoded pairs; notes in `run` how many there are and how long they are."""
-    import datasets
+def _prepare(run: Run, student: Student) -> tuple[Any, Watch]:
+    """The trainer over the encoded pairs and its watch; notes in `run` how many there are and how long they are."""
+    from nightschool_learner.trainer_exact import MetricsWriter
+    from nightschool_learner.trainer_methods import make_trainer
+    from nightschool_learner.trainer_rows import read_material
+    from nightschool_learner.trainer_watch import Watch
 
-    from nightschool_learner.trainer_data import PairCollator, encode_anchor, encode_pair, read_rows
-    from nightschool_learner.trainer_dpo import MetricsWriter, make_trainer
-
-    manifest = run.manifest
-    tokenizer, limit = student.loaded.tokenizer, manifest.hyperparameters.max_length
-    limit = min(limit, student.loaded.info.context_length)
-    eos_id = tokenizer.eos_token_id
-    rows = read_rows(manifest.pairs_file, manifest.pairs_sha256)
-    encoded = [encode_pair(student.renderer, row, manifest.blobs, eos_id) for row in rows]
-    kept = [pair for pair in encoded if pair.num_tokens <= limit]
-    anchors = []
-    if manifest.anchors_file is not None and manifest.hyperparameters.anchor_weight:
-        anchor_rows = read_rows(manifest.anchors_file, manifest.anchors_sha256)
-        anchors = [encode_anchor(student.renderer, row, manifest.blobs, eos_id) for row in anchor_rows]
-        anchors = [anchor for anchor in anchors if anchor.num_tokens <= limit]
-    if not kept:
-        raise StageFailedError(
-            f"none of {len(rows)} pairs fits {limit} tokens, the smaller of learner.train.max_length and the context"
-        )
-    pad_id = eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    collator = PairCollator.of(kept, student.renderer, pad_id, student.loaded.parts.model, anchors)
-    dataset = datasets.Dataset.from_dict(collator.dataset_rows())
-    run.num_pairs, run.num_dropped, run.num_anchors = len(kept), len(rows) - len(kept), len(anchors)
-    run.length_ratio = sum(len(p.chosen_ids) for p in kept) / max(1, sum(len(p.rejected_ids) for p in kept))
-    return make_trainer(student, dataset, collator, manifest, MetricsWriter(run.folder.metrics, run.tell))
+    material = read_material(run.manifest, student)
+    run.num_pairs, run.num_dropped = len(material.pairs), material.num_dropped
+    run.num_anchors, run.num_held_back = len(material.collator.anchors), len(material.held_pairs)
+    run.num_told = material.num_told
+    run.length_ratio = material.length_ratio()
+    watch = Watch(run.manifest, run.folder, material, student)
+    writer = MetricsWriter(run.folder.metrics, run.tell)
+    return make_trainer(student, material, run.manifest, [writer, watch]), watch
 
 
 def _probe(run: Run, student: Student, model: Any) -> dict[str, Any]:
@@ -180,15 +179,21 @@ def _probe(run: Run, student: Student, model: Any) -> dict[str, Any]:
     }
 
 
-def _result(run: Run, student: Student, num_steps: int, probe: Mapping[str, Any]) -> Result:
+def _result(run: Run, student: Student, kept: Kept, probe: Mapping[str, Any]) -> Result:
     """What the run came to."""
     import peft
     import torch
     import transformers
     import trl
 
-    manifest, rows = run.manifest, run.folder.read_metrics()
-    beta = manifest.hyperparameters.beta
+    manifest, logged, looks = run.manifest, run.folder.read_metrics(), run.folder.read_looks()
+    beta, limits = manifest.hyperparameters.beta, manifest.limits
+    rows = [row for row in logged if not kept.step or row["step"] <= kept.step]
+    at_kept = [look for look in looks if look.step == kept.step]
+    alarms = find_alarms(rows, beta, limits, run.length_ratio)
+    alarms += tuple(alarm for look in at_kept for alarm in look_alarms(look, looks[0], limits))
+    without_gain = no_gain(looks, sound_only=limits.stops)
+    num_steps = len(logged)
     return Result(
         cycle_id=manifest.cycle_id,
         parent=manifest.parent,
@@ -197,12 +202,17 @@ def _result(run: Run, student: Student, num_steps: int, probe: Mapping[str, Any]
         num_pairs=run.num_pairs,
         num_dropped=run.num_dropped,
         num_anchors=run.num_anchors,
+        num_held_back=run.num_held_back,
+        num_told=run.num_told,
+        kept_step=kept.step or num_steps,
+        looks=looks,
+        stopped=kept.stopped if num_steps < logged[-1]["num_steps"] else "",
         length_ratio=run.length_ratio,
         pairs_sha256=manifest.pairs_sha256,
         hyperparameters=manifest.hyperparameters,
         target_modules=student.target_modules,
         metrics=end_metrics(rows, beta),
-        alarms=find_alarms(rows, beta, manifest.limits, run.length_ratio),
+        alarms=(*alarms, without_gain) if without_gain else alarms,
         probe=probe,
         seconds=run.seconds,
         versions={module.__name__: str(module.__version__) for module in (torch, transformers, peft, trl)},
@@ -219,12 +229,17 @@ def _provenance(run: Run, result: Result) -> dict[str, Any]:
             "num_pairs": run.num_pairs,
             "num_dropped": run.num_dropped,
             "anchors_sha256": manifest.anchors_sha256,
+            "corrections_sha256": manifest.corrections_sha256,
+            "thumbs_sha256": manifest.thumbs_sha256,
+            "num_told": run.num_told,
             "num_anchors": run.num_anchors,
         },
         "training": {
             "parent": manifest.parent,
             "seed": manifest.seed,
             "num_steps": result.num_steps,
+            "kept_step": result.kept_step,
+            "num_held_back": result.num_held_back,
             "hyperparameters": manifest.hyperparameters.model_dump(mode="json"),
             "metrics": dict(result.metrics),
             "alarms": [alarm.model_dump() for alarm in result.alarms],
@@ -232,54 +247,6 @@ def _provenance(run: Run, result: Result) -> dict[str, Any]:
         },
         "probe": result.probe if manifest.probes else None,
     }
-
-
-def _be_quiet(manifest: Manifest) -> None:
-    """Yield the processor to serving, before anything heavy is imported."""
-    be_nice(manifest.nice)
-    threads = str(manifest.num_threads)
-    os.environ.update(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads, TOKENIZERS_PARALLELISM="false")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-
-
-def _import_silently() -> None:
-    """Import what takes seconds, without progress bars in the log."""
-    os.environ["TQDM_DISABLE"] = "1"
-    import datasets
-    import torch
-    import transformers
-
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-
-
-def _die_with_parent(parent: int) -> None:
-    """End this process within PARENT_POLL_S of the learner's end, however it ended. Portable, hence a thread."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(PARENT_POLL_S)
-        os._exit(3)
-
-    threading.Thread(target=watch, name="parent_watch", daemon=True).start()
-
-
-@contextmanager
-def _lock(folder: RunFolder) -> Iterator[None]:
-    """Hold the run: two trainers never write one folder. The lock ends with the process."""
-    deadline = time.monotonic() + LOCK_WAIT_S
-    with folder.lock.open("w") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise SystemExit(f"another trainer holds {folder.path} for more than {LOCK_WAIT_S:g} s") from None
-                time.sleep(0.05)
-        yield
 
 
 def _is_json(path: Path) -> bool:

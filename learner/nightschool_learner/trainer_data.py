@@ -94,10 +94,12 @@ def encode_pair(renderer: Renderer, row: Mapping[str, Any], blobs: Path, eos_id:
     return EncodedPair(prompt, prompt_ids, chosen, rejected, is_image)
 
 
-def encode_anchor(renderer: Renderer, row: Mapping[str, Any], blobs: Path, eos_id: int) -> EncodedAnchor:
-    """One row of an anchors file as tokens."""
+def encode_answer(
+    renderer: Renderer, row: Mapping[str, Any], blobs: Path, eos_id: int, *, side: str = "answer"
+) -> EncodedAnchor:
+    """One row of an anchors file, or of callers' feedback (side `completion`), as tokens."""
     prompt, prompt_ids, is_image = _encode_prompt(renderer, row, blobs)
-    return EncodedAnchor(prompt, prompt_ids, _answer(renderer, row, "answer", eos_id), is_image)
+    return EncodedAnchor(prompt, prompt_ids, _answer(renderer, row, side, eos_id), is_image)
 
 
 def parse_messages(rows: Sequence[Mapping[str, Any]], images: Sequence[str]) -> tuple[Message, ...]:
@@ -139,27 +141,33 @@ class PairCollator:
         marks_images = "mm_token_type_ids" in inspect.signature(model.forward).parameters
         return cls(pairs, anchors, renderer, pad_id, marks_images)
 
-    def dataset_rows(self) -> dict[str, list[Any]]:
-        """The columns of the dataset: indices of pairs, and of the anchors that go with each, dealt in turn."""
-        num_pairs = len(self.pairs)
-        return {
-            "row": list(range(num_pairs)),
-            ANCHORS: [list(range(i, len(self.anchors), num_pairs)) for i in range(num_pairs)],
-        }
+    def dataset_rows(
+        self, pairs: Sequence[int] | None = None, anchors: Sequence[int] | None = None
+    ) -> dict[str, list[Any]]:
+        """The columns of a dataset of some pairs (None: all): their indices, and the anchors dealt to them in turn."""
+        pairs = range(len(self.pairs)) if pairs is None else pairs
+        anchors = range(len(self.anchors)) if anchors is None else anchors
+        return {"row": list(pairs), ANCHORS: [list(anchors[i :: len(pairs)]) for i in range(len(pairs))]}
+
+    def prompts(self, pairs: Sequence[int]) -> list[dict[str, Tensor]]:
+        """The prompt of each of these pairs as a batch of its own, each prompt once."""
+        distinct = {tuple(self.pairs[i].prompt_ids): self.pairs[i] for i in pairs}
+        batches = [self.pad_sequences([(pair, [])]) for pair in distinct.values()]
+        return [{key: value for key, value in batch.items() if key != "completion_mask"} for batch in batches]
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The batch of rows of the dataset: ids and masks [2 * num_pairs, length], images flat."""
         pairs = [self.pairs[row["row"]] for row in rows]
         sequences = [(pair, pair.chosen_ids) for pair in pairs] + [(pair, pair.rejected_ids) for pair in pairs]
-        batch: dict[str, Any] = self._pad_sequences(sequences)
+        batch: dict[str, Any] = self.pad_sequences(sequences)
         for key in ("ref_chosen_logps", "ref_rejected_logps"):
             if key in rows[0]:
                 batch[key] = torch.tensor([row[key] for row in rows])
         if anchors := [self.anchors[i] for row in rows for i in row.get(ANCHORS, ())]:
-            batch[ANCHORS] = self._pad_sequences([(anchor, anchor.answer_ids) for anchor in anchors])
+            batch[ANCHORS] = self.pad_sequences([(anchor, anchor.answer_ids) for anchor in anchors])
         return batch
 
-    def _pad_sequences(self, sequences: Sequence[tuple[EncodedPair | EncodedAnchor, list[int]]]) -> dict[str, Tensor]:
+    def pad_sequences(self, sequences: Sequence[tuple[EncodedPair | EncodedAnchor, list[int]]]) -> dict[str, Tensor]:
         batch = {
             "input_ids": _pad([row.prompt_ids + answer for row, answer in sequences], self.pad_id),
             "attention_mask": _pad([[1] * (len(row.prompt_ids) + len(answer)) for row, answer in sequences], 0),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 import pytest
-from nightschool_learner.alarms import end_metrics, find_alarms
-from nightschool_learner.manifest import AlarmLimits
+from nightschool_learner.alarms import end_metrics, find_alarms, look_alarms
+from nightschool_learner.manifest import AlarmLimits, Look
 
 LIMITS = AlarmLimits(max_chosen_fall=2.0, max_drift=50.0, max_length_ratio=1.5)
 
@@ -69,5 +69,36 @@ def test_end_metrics_are_means_over_the_last_quarter() -> None:
     metrics = end_metrics(rows(8, -16), 0.1)
     assert metrics["log_ratio/chosen"] == pytest.approx(7.5)
     assert metrics["log_ratio/rejected"] == pytest.approx(-15)
+    partly = [*rows(8, -16, num=7), {"step": 8, "loss": 0.7}]
+    assert end_metrics(partly, 0.1)["log_ratio/chosen"] == pytest.approx(8), "a batch of KTO may have no bad answer"
     assert end_metrics([], 0.1) == {}
     assert find_alarms([], 0.1, LIMITS) == ()
+
+
+def test_a_margin_that_leaves_nothing_to_learn_is_an_alarm() -> None:
+    grown = [
+        row | {"rewards/margins": margin} for row, margin in zip(rows(1, -1), (1, 2, 4, 6, 7, 8, 9, 12), strict=True)
+    ]
+    (alarm,) = find_alarms(grown, 0.1, LIMITS)
+    assert (alarm.name, alarm.value, alarm.limit) == ("saturation", 10.5, 8.0)
+    assert find_alarms(grown[:6], 0.1, LIMITS) == ()
+
+
+@pytest.mark.parametrize(
+    ("kl", "anchor_nll", "length_ratio", "expected"),
+    [
+        (0.1, 0.3, 1.2, []),
+        (0.1, 0.3, 0.8, []),
+        (0.6, 0.3, 1.0, ["kl"]),
+        (0.1, 0.9, 1.0, ["anchor_fall"]),
+        (0.1, 0.3, 1.6, ["length_drift"]),
+        (0.1, 0.3, 0.5, ["length_drift"]),
+        (0.1, 0.3, 0.0, ["length_drift"]),
+    ],
+)
+def test_a_look_is_judged_against_the_start(
+    kl: float, anchor_nll: float, length_ratio: float, expected: list[str]
+) -> None:
+    start = Look(step=0, loss=1, margin=0, accuracy=0.5, anchor_nll=0.2, kl=0, length_ratio=1)
+    look = start.model_copy(update={"step": 4, "kl": kl, "anchor_nll": anchor_nll, "length_ratio": length_ratio})
+    assert [alarm.name for alarm in look_alarms(look, start, LIMITS)] == expected

@@ -11,7 +11,7 @@ import pytest
 from nightschool_learner.anchors import select_anchors
 from nightschool_learner.errors import StageFailedError
 from nightschool_learner.practice_records import CandidateRow, DecidedStep, StepRow
-from nightschool_learner.trainer_data import ANCHORS, PairCollator, encode_anchor, encode_pair, read_rows, score_text
+from nightschool_learner.trainer_data import ANCHORS, PairCollator, encode_answer, encode_pair, read_rows, score_text
 from nightschool_learner.trainer_model import load_base
 from nightschool_server.agent.formats import TOOL_CALLS
 from nightschool_server.agent.toolcalls import write_call
@@ -71,7 +71,7 @@ def test_every_anchor_is_dealt_to_one_pair_and_only_its_answer_counts(tmp_path: 
         for row in read_rows(manifest.pairs_file, manifest.pairs_sha256)
     ]
     anchors = [
-        encode_anchor(base.renderer, row, manifest.blobs, eos)
+        encode_answer(base.renderer, row, manifest.blobs, eos)
         for row in read_rows(manifest.anchors_file, manifest.anchors_sha256)
     ]
     collate = PairCollator.of(pairs, base.renderer, base.tokenizer.pad_token_id, base.parts.model, anchors)

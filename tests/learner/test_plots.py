@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
+import json
 from io import BytesIO
 from pathlib import Path
 
 import pytest
 from nightschool_learner.evaluation_records import EvaluationRow
+from nightschool_learner.manifest import Look
 from nightschool_learner.plots import plot_evaluation, plot_training
 from PIL import Image
 
@@ -37,7 +40,28 @@ def test_training_curves_are_drawn_from_a_real_run(trained: Trained, tmp_path: P
     path = plot_training(trained.folder.read_metrics(), trained.result, tmp_path / "plots")
     assert path.name == "training.png"
     assert size_of(path)[0] > 800
-    assert [p.name for p in path.parent.iterdir()] == ["training.png"]
+    assert sorted(p.name for p in path.parent.iterdir()) == ["training.csv", "training.json", "training.png"]
+
+
+def test_the_numbers_beside_the_picture_are_the_logged_ones_and_the_looks(trained: Trained, tmp_path: Path) -> None:
+    logged = trained.folder.read_metrics()
+    looks = tuple(
+        Look(step=step, loss=1 - step / 40, margin=0.1, accuracy=1, anchor_nll=0.2, kl=0.01 * step, length_ratio=1.5)
+        for step in (0, 15, 30)
+    )
+    result = trained.result.model_copy(update={"looks": looks, "kept_step": 15, "stopped": "step 30: why not"})
+    plot_training(logged, result, tmp_path)
+    with (tmp_path / "training.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in table] == list(range(31))
+    assert [float(row["loss"]) for row in table[1:]] == [row["loss"] for row in logged]
+    assert {step: float(row["held_back/kl"]) for step, row in enumerate(table) if row["held_back/kl"]} == {
+        0: 0.0, 15: 0.15, 30: 0.3,
+    }  # fmt: skip
+    told = json.loads((tmp_path / "training.json").read_text())
+    assert (told["kept_step"], told["stopped"], told["alarms"]) == (15, "step 30: why not", [])
+    assert told["steps"][15]["logps/chosen"] == logged[14]["logps/chosen"]
+    assert told["steps"][15]["held_back/length_ratio"] == 1.5
 
 
 def test_a_run_without_metrics_still_has_a_picture(trained: Trained, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from nightschool_learner.train import PROFILES
+from nightschool_learner.profiles import hyperparameters
 from nightschool_server.config.config import Config, load_config
 from nightschool_server.home import Home
 
@@ -28,7 +28,14 @@ def test_a_configuration_is_sports(name: str, rank: int, alpha: float, tmp_path:
     assert (config.learner.synthesize.num_tasks, config.learner.synthesize.num_examples) == (500, 20)
     assert config.agent.action_format == "code"
     assert train.profile == name
-    assert PROFILES[train.profile][:2] == (rank, alpha)
+    told = hyperparameters(train)
+    assert (told.rank, told.alpha, told.loss, told.anchor_weight, told.validation_share) == (
+        rank,
+        alpha,
+        "sigmoid",
+        0,
+        0,
+    )
     assert config.engine.max_lora_rank >= rank
 
 

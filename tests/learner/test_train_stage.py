@@ -14,8 +14,7 @@ import pytest_asyncio
 from nightschool_learner import records
 from nightschool_learner.errors import CycleCancelledError, StageFailedError
 from nightschool_learner.manifest import RunFolder
-from nightschool_learner.train import TrainStage, choose_probes, hyperparameters
-from nightschool_server.config.training import TrainConfig
+from nightschool_learner.train import TrainStage, choose_probes
 
 from tests.learner.candidate_home import World, add_pairs, fresh, world
 
@@ -134,11 +133,3 @@ async def test_probes_are_spread_over_text_only_pairs(served: World) -> None:
     assert all(probe.continuation.startswith("<tool_call>") for probe in probes)
     assert [(tool["name"], tool["strict"]) for tool in probes[0].tools] == [("calculator", False)]
     assert choose_probes(served.store, cycle.id, cycle.app.specs, 0) == ()
-
-
-async def test_profiles_give_what_the_paper_and_the_card_say() -> None:
-    card, paper = hyperparameters(TrainConfig()), hyperparameters(TrainConfig(profile="paper"))
-    assert (card.rank, card.alpha, card.target_modules) == (64, 16.0, ())
-    assert (paper.rank, paper.target_modules) == (32, ("q_proj", "k_proj", "v_proj"))
-    own = hyperparameters(TrainConfig(profile="paper", rank=8, alpha=4, target_modules=("o_proj",)))
-    assert (own.rank, own.alpha, own.target_modules) == (8, 4, ("o_proj",))

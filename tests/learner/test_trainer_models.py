@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from nightschool_learner.profiles import hyperparameters
 from nightschool_learner.trainer_data import PairCollator, encode_pair, read_rows
-from nightschool_learner.trainer_model import load_base
+from nightschool_learner.trainer_model import load_base, target_pattern
 from nightschool_server.chat import ToolSpec, messages_from_json
+from nightschool_server.config.training import TrainConfig
 from nightschool_server.engine import Prompt
 from nightschool_server.engines.transformers_engine import TransformersEngine, TransformersEngineConfig
 from safetensors.torch import load_file
@@ -68,6 +71,19 @@ def test_a_mixed_batch_gives_what_the_engines_positions_give(tmp_path: Path, mak
         alone = logits_of(base.parts.model, collate([{"row": index}]))
         length = len(pair.prompt_ids) + len(pair.chosen_ids)
         assert torch.allclose(together[index, :length], alone[0, :length], atol=1e-3)
+
+
+@pytest.mark.parametrize("make", [make_qwen2_vl, make_idefics3])
+def test_no_profile_touches_the_vision_tower(tmp_path: Path, make: Callable[[Path], Path]) -> None:
+    base = load_base(str(make(tmp_path)))
+    named = [name for name, _ in base.parts.model.named_modules()]
+    for profile in ("card", "paper"):
+        wanted = hyperparameters(TrainConfig.model_validate({"profile": profile}))
+        pattern = target_pattern(base.targets, wanted.target_modules)
+        adapted = [name for name in named if re.fullmatch(pattern, name)]
+        assert {name.rpartition(".")[2] for name in adapted} >= {"q_proj", "k_proj", "v_proj"}
+        assert not [name for name in adapted if "vis" in name or "connector" in name]
+    assert not [name for name, parameter in base.parts.model.named_parameters() if parameter.requires_grad]
 
 
 def logits_of(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -31,8 +31,9 @@ async def until(is_so: Callable[[], bool], process: asyncio.subprocess.Process |
 
 
 def long_run(folder: Path) -> Manifest:
-    """36 steps with a checkpoint every second one."""
-    return make_run(folder, num_text=10, num_pictures=2, epochs=12, batch_size=4, checkpoint_steps=2)
+    """36 steps with a checkpoint every second one and a look every sixth."""
+    wanted = {"epochs": 12, "batch_size": 4, "checkpoint_steps": 2, "validation_share": 0.25, "num_looks": 6}
+    return make_run(folder, num_text=14, num_pictures=2, num_anchors=8, anchor_weight=0.1, **wanted)
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +62,9 @@ async def test_a_killed_run_goes_on_from_its_checkpoint_and_ends_the_same(unbrok
     rows, expected_rows = folder.read_metrics(), unbroken.read_metrics()
     assert [row["step"] for row in rows] == list(range(1, 37))
     assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in expected_rows], abs=1e-6)
+    assert result.num_held_back == 4
+    assert [look.step for look in result.looks] == [0, 6, 12, 18, 24, 30, 36]
+    assert (result.looks, result.kept_step) == (expected.looks, expected.kept_step)
     weights = "adapter/adapter_model.safetensors"
     assert (folder.path / weights).read_bytes() == (unbroken.path / weights).read_bytes()
 

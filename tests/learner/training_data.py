@@ -7,6 +7,7 @@ import json
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -150,6 +151,21 @@ def make_run(
     return manifest
 
 
+def change_pairs(manifest: Manifest, change: Callable[[int, dict[str, Any]], dict[str, Any]]) -> Manifest:
+    """The run with every pair changed by its place in the file."""
+    rows = [json.loads(line) for line in manifest.pairs_file.read_text().splitlines()]
+    manifest.pairs_file.write_text("".join(json.dumps(change(i, row)) + "\n" for i, row in enumerate(rows)))
+    digest = hashlib.sha256(manifest.pairs_file.read_bytes()).hexdigest()
+    return rewritten(manifest, pairs_sha256=digest)
+
+
+def rewritten(manifest: Manifest, **changes: Any) -> Manifest:
+    """The run with other values in its manifest."""
+    changed = manifest.model_copy(update=changes)
+    (manifest.output / "manifest.json").write_text(changed.model_dump_json())
+    return changed
+
+
 LEARNS = {"epochs": 6, "learning_rate": 3e-3}
 """Enough for the tiny model to rank most pairs right."""
 
@@ -173,7 +189,11 @@ def run_trainer(manifest: Manifest) -> subprocess.CompletedProcess[str]:
 
 def train(folder: Path, **wanted: Any) -> Trained:
     """A run of the trainer from start to end."""
-    manifest = make_run(folder, **wanted)
+    return finished(make_run(folder, **wanted))
+
+
+def finished(manifest: Manifest) -> Trained:
+    """The run, trained from start to end."""
     done = run_trainer(manifest)
     assert done.returncode == 0, done.stderr
     result = RunFolder(manifest.output).read_result()

@@ -7,9 +7,9 @@ once, under it.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from nightschool_server.config.roles import RoleConfig
 
@@ -22,10 +22,11 @@ class _Section(BaseModel):
 
 
 class TrainConfig(_Section):
-    """How an adapter is trained: TRL's DPO, sigmoid loss, with an NLL term on the chosen answer."""
+    """How an adapter is trained. What a profile says stands where a setting of it is not given."""
 
     profile: Literal["card", "paper"] = "card"
-    """`card`: rank 64, alpha 16 on every linear layer of the text tower. `paper`: rank 32 on q, k and v."""
+    """`card`: rank 64, alpha 16 on every linear layer of the text tower. `paper`: rank 32 on q, k and v, DPO alone,
+    once over the pairs, with a learning rate of 1e-6."""
     rank: Annotated[int, Field(ge=0, le=512)] = 0
     """Of the LoRA. 0 takes the profile's."""
     alpha: Annotated[float, Field(ge=0)] = 0.0
@@ -33,27 +34,52 @@ class TrainConfig(_Section):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     target_modules: tuple[str, ...] = ()
     """Last names of linear layers of the text tower, e.g. ["q_proj"]. Empty takes the profile's."""
-    learning_rate: Annotated[float, Field(gt=0)] = 5e-5
-    """Peak. TRL's 1e-6 is for full fine-tuning; LoRA wants more, a tiny model much more."""
-    scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """Peak; by profile 5e-5 or 1e-6. LoRA wants more than full fine-tuning, a tiny model much more."""
+    scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"] | None = None
+    """Of the learning rate; by profile `cosine`."""
     warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Of all steps."""
-    epochs: Positive = 2
+    epochs: Positive | None = None
+    """By profile 2 or 1."""
     batch_size: Positive = 8
     """Pairs of one forward."""
     accumulation: Positive = 1
     """Forwards of one optimizer step."""
+    method: Literal["dpo", "sft", "kto"] = "dpo"
+    """What is learned from: pairs (`dpo`), chosen answers alone (`sft`), or chosen and rejected answers each for
+    itself (`kto`)."""
+    use_feedback: bool = False
+    """Learn from what callers said, too. `dpo`: corrections join the anchors. `sft`: corrections are answers to learn.
+    `kto`: corrections and thumbs up are good answers, thumbs down bad ones."""
+    loss: Literal[
+        "sigmoid", "hinge", "ipo", "robust", "exo_pair", "nca_pair", "sppo_hard", "apo_zero", "apo_down",
+        "sigmoid_norm",
+    ] = "sigmoid"  # fmt: skip
+    """Of a pair, by TRL's name for it: `sigmoid` is DPO, `ipo` holds the margin at 1 / (2 beta) a token, `robust` and
+    `exo_pair` allow for a share of wrong pairs (`label_smoothing`)."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """`robust` and `exo_pair`: the share of pairs that may be the wrong way round."""
     beta: Annotated[float, Field(gt=0)] = 0.1
     """How strongly the policy is held to its reference."""
-    nll_weight: Annotated[float, Field(ge=0)] = 0.2
-    """Weight of the chosen answer's mean NLL per token."""
-    anchor_weight: Annotated[float, Field(ge=0)] = 0.3
-    """Weight of the mean NLL of an anchor's answer (`learner.pairs.anchors_per_pair`)."""
+    nll_weight: Annotated[float, Field(ge=0)] | None = None
+    """Weight of the chosen answer's mean NLL per token; by profile 0.2 or 0."""
+    anchor_weight: Annotated[float, Field(ge=0)] | None = None
+    """Weight of the mean NLL of an anchor's answer (`learner.pairs.anchors_per_pair`); by profile 0.3 or 0."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    max_length: Annotated[int, Field(ge=16)] = 10_240
-    """Tokens of prompt and answer; a longer pair is dropped and counted, never cut."""
+    max_length: Annotated[int, Field(ge=16)] | None = None
+    """Tokens of prompt and answer; a longer pair is dropped and counted, never cut. By profile 10,240."""
+    gradient_checkpointing: Literal["auto", "on", "off"] = "auto"
+    """Compute activations again rather than keep them: less memory, a third more time. `auto`: on a GPU."""
     checkpoint_steps: Positive = 50
+    validation_share: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    """Of pairs and anchors, whole tasks at a time, that are held back (at least 4 pairs; none of fewer than 16). The
+    weights that do best on them are kept; where none beat the start's, the cycle ends before evaluation. 0: none."""
+    num_looks: Positive = 4
+    """How often a run looks at what is held back, beside the look at its start."""
+    patience: Annotated[int, Field(ge=0)] = 2
+    """Looks in a row without a better one after which training ends. 0: it goes on to the end."""
     placement: Literal["auto", "separate", "split", "sleep", "remote"] = "auto"
     """Where training runs beside serving: on a device of its own, in a share of the engine's, on the engine's while it
     sleeps, or on another host. `auto`: `separate` where there is a device for it, else `split`."""
@@ -69,14 +95,35 @@ class TrainConfig(_Section):
     """How often a trainer that was killed (out of memory, say) is started again from its checkpoint."""
     num_probes: Annotated[int, Field(ge=0, le=32)] = 4
     """Prompts whose logprobs the trained model records, for the proof of effect."""
-    on_alarm: Literal["report", "reject"] = "report"
-    """What an alarm does: a line in the record, or the end of the cycle before it is evaluated."""
+    on_alarm: Literal["report", "stop", "reject"] = "report"
+    """What an alarm does: a line in the record; the end of training, which keeps the best weights before it; or the end
+    of the cycle before it is evaluated."""
     max_chosen_fall: Annotated[float, Field(ge=0)] = 2.0
     """Alarm: nats that chosen answers lost against the reference, mean over the last quarter of the steps."""
     max_drift: Annotated[float, Field(gt=0)] = 200.0
     """Alarm: nats between policy and reference on an answer, chosen or rejected."""
     max_length_ratio: Annotated[float, Field(gt=0)] = 2.0
     """Alarm: tokens of chosen over tokens of rejected answers."""
+    max_margin: Annotated[float, Field(gt=0)] = 8.0
+    """Alarm: mean reward margin, nats times beta, at which the pairs teach nothing more."""
+    max_kl: Annotated[float, Field(gt=0)] = 0.5
+    """Alarm: nats a token between policy and reference on held-back answers."""
+    max_anchor_fall: Annotated[float, Field(gt=0)] = 0.5
+    """Alarm: nats that held-back anchors' answers lost."""
+    max_length_drift: Annotated[float, Field(gt=1)] = 1.5
+    """Alarm: how many times as long, or as short, the answers to held-back prompts became."""
+
+    @model_validator(mode="after")
+    def _smoothing_fits_the_loss(self) -> Self:
+        smooths = self.loss in ("robust", "exo_pair")
+        if smooths != bool(self.label_smoothing):
+            rule = "wants label_smoothing, the share of wrong pairs, e.g. 0.1" if smooths else "has no label_smoothing"
+            raise ValueError(f"learner.train.loss = {self.loss!r} {rule}")
+        if self.loss != "sigmoid" and self.method != "dpo":
+            raise ValueError(f"learner.train.loss = {self.loss!r} is a loss of pairs, method {self.method!r} has none")
+        if self.method == "kto" and self.batch_size == 1:
+            raise ValueError("learner.train.method 'kto' compares the answers of a batch: set batch_size to 2 or more")
+        return self
 
 
 class EvaluateConfig(_Section):
