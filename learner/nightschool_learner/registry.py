@@ -28,6 +28,7 @@ SHIPPED: Mapping[str, str] = {
     "explore": "nightschool_learner.explore:ExploreStage",
     "critique": "nightschool_learner.explore:CritiqueStage",
     "pairs": "nightschool_learner.pairs:PairsStage",
+    "picks": "nightschool_learner.picks:picks_stage",
     "train": "nightschool_learner.train:TrainStage",
     "evaluate": "nightschool_learner.evaluate:EvaluateStage",
     "promote": "nightschool_learner.promote:PromoteStage",

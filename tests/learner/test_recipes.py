@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from nightschool_learner.errors import NothingToLearnError
 from nightschool_learner.explore import ExploreStage
 from nightschool_learner.pairs import PairsStage
 from nightschool_learner.records import stage_counts
@@ -22,7 +24,7 @@ from nightschool_server.home import Home
 from nightschool_server.store.store import Store
 
 from tests.learner.practice_home import FakeCritic, FakeSampler, cycle_on, open_home
-from tests.learner.test_pairs_stage import answer
+from tests.learner.test_pairs_stage import MUG, answer
 
 PAGE = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
 
@@ -127,6 +129,20 @@ def test_a_package_declares_its_stages_as_entry_points(tmp_path: Path, monkeypat
     stages = {stage.name: stage for stage in stages_of(StagesConfig(pairs="mine"))}
     assert type(stages["pairs"]).__name__ == "Mine"
     assert implementations()["seeds"] == SHIPPED["seeds"], "nobody takes the name of a stage that ships"
+
+
+async def test_rest_imitates_each_pick_of_an_answered_attempt_once(store: Store) -> None:
+    cycle = await explored(store, "recipe=rest", "pairs.min_pairs=1")
+    assert cycle.config.train.method == "sft"
+    stage = next(one for one in stages_of(cycle.config.stages) if one.name == "pairs")
+    assert await stage.run(cycle) is None
+    rows = [json.loads(line) for line in (cycle.folder / "pairs.jsonl").read_text().splitlines()]
+    assert [row["chosen"][0]["content"] for row in rows] == [MUG, "12 coins"], "a row for each step, however many lost"
+    with store.transaction() as db:
+        db.execute("UPDATE rollouts SET outcome = 'max_steps'")
+        db.execute("DELETE FROM pairs")
+    with pytest.raises(NothingToLearnError, match="0 preference pairs"):
+        await stage.run(cycle)
 
 
 async def test_the_example_of_the_documentation_trains_on_the_surer_half(

@@ -37,7 +37,7 @@ class LearnerConfig(BaseModel):
     nice: Annotated[int, Field(ge=0, le=19)] = 5
     """Niceness of the learner and its tool workers: serving comes first."""
     recipe: str = "sport"
-    """How a cycle learns: a shipped recipe (`sport`, `checklist`) or a file; its settings stand beneath all others."""
+    """How a cycle learns: a shipped recipe (`sport`, `rest`, `checklist`) or a file. Beneath all other settings."""
     schedule: ScheduleConfig = ScheduleConfig()
     stages: StagesConfig = StagesConfig()
     seeds: SeedsConfig = SeedsConfig()
