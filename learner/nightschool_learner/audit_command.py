@@ -70,7 +70,8 @@ async def run(home: Home, config: Config, store: Store, gold_file: Path | None) 
                 f"app {cycle.app.name!r} has no gold set: give App(gold=Path(...)) or --gold a file, "
                 "or label pairs with `nightschool pairs label`"
             )
-        async with open_critic(cycle, PracticeSampler(cycle)) as critic, open_panel(cycle) as panel:
+        sampler = PracticeSampler(cycle)
+        async with open_critic(cycle, sampler) as critic, open_panel(cycle, sampler) as panel:
             found = await audit(cycle, critic, panel, gold)
         insert_audit(store, None, found)
         return found

@@ -80,7 +80,7 @@ class ExploreStage:
             Writer(cycle.store) as writer,
             opening as tools,
             self.open_critic(cycle, sampler) as critic,
-            open_panel(cycle) as panel,
+            open_panel(cycle, sampler) as panel,
             open_format(cycle.agent) as action_format,
         ):
             if ending := await audit_cycle(cycle, critic, panel):

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -23,6 +23,7 @@ from nightschool_server.app import App
 from nightschool_server.chat import ToolSpec
 from nightschool_server.config.config import Config
 from nightschool_server.config.learner import LearnerConfig, with_overrides
+from nightschool_server.config.recipe import StagesConfig
 from nightschool_server.engine import BASE
 from nightschool_server.errors import AppError, ConfigError, OverloadedError
 from nightschool_server.home import Home
@@ -53,7 +54,8 @@ class Learner:
     config: Config
     store: Store
     app: App
-    stages: Sequence[Stage]
+    stages_of: Callable[[StagesConfig], Sequence[Stage]]
+    """Who does what in a cycle of that configuration."""
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     """Set on SIGTERM; a running cycle is left for the next learner."""
     _renewed_at: float = 0.0
@@ -139,13 +141,15 @@ class Learner:
             return "cancelled", reason or "cancelled"
         except (ServerGoneError, OverloadedError):
             raise  # nothing is wrong with the cycle: it goes on from its rows
+        except ConfigError as error:
+            return "failed", str(error)
         except Exception as error:  # the boundary of a cycle: whatever a stage raises ends it, on the record
             logger.exception("event=cycle_failed cycle=%s", cycle.id)
             return "failed", f"{type(error).__name__}: {error}"
 
     async def _run_stages(self, cycle: Cycle) -> tuple[str, str]:
         states = records.stage_states(self.store, cycle.id)
-        for stage in self.stages:
+        for stage in self.stages_of(cycle.config.stages):
             if states[stage.name] == "done":
                 continue
             cycle.check()

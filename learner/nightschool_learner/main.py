@@ -25,14 +25,10 @@ from nightschool_server.home import Home
 from nightschool_server.store.store import Store
 
 from nightschool_learner import records
-from nightschool_learner.explore import CritiqueStage, ExploreStage
 from nightschool_learner.loop import Learner
 from nightschool_learner.niceness import be_nice
-from nightschool_learner.pairs import PairsStage
+from nightschool_learner.registry import stages_of
 from nightschool_learner.scheduler import Scheduler
-from nightschool_learner.seeds import SeedsStage
-from nightschool_learner.stages import Stage
-from nightschool_learner.synthesize import SynthesizeStage
 
 logger = logging.getLogger(__name__)
 
@@ -64,24 +60,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def all_stages() -> tuple[Stage, ...]:
-    """The stages of a cycle, in their order."""
-    from nightschool_learner.evaluate import EvaluateStage
-    from nightschool_learner.promote import PromoteStage
-    from nightschool_learner.train import TrainStage
-
-    return (
-        SeedsStage(),
-        SynthesizeStage(),
-        ExploreStage(),
-        CritiqueStage(),
-        PairsStage(),
-        TrainStage(),
-        EvaluateStage(),
-        PromoteStage(),
-    )
-
-
 async def _run(home: Home, config: Config) -> None:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -100,7 +78,7 @@ async def _run(home: Home, config: Config) -> None:
 
 
 async def _learn(home: Home, config: Config, store: Store, stopping: asyncio.Event) -> None:
-    learner = Learner(home, config, store, load_app(config.app), all_stages(), stopping)
+    learner = Learner(home, config, store, load_app(config.app), stages_of, stopping)
     scheduler = Scheduler(store, config.learner.schedule)
     scheduler.start()
     heart = asyncio.create_task(_beat(store, scheduler, config.learner.poll_s, stopping))

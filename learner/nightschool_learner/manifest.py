@@ -66,6 +66,8 @@ class Hyperparameters(_Frozen):
     """Tokens of prompt and answer; a longer pair is dropped and counted, never cut."""
     gradient_checkpointing: Literal["auto", "on", "off"] = "auto"
     """`auto`: on a GPU."""
+    quantize: Literal["none", "nf4"] = "none"
+    """Of the base model while it is trained on; it is served as it is."""
     checkpoint_steps: Annotated[int, Field(ge=1)] = 50
     validation_share: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     """Of pairs and anchors that are held back to look at, see `validation.py`."""
@@ -150,6 +152,8 @@ class Manifest(_Frozen):
     placing: Placing = Placing()
     nice: Annotated[int, Field(ge=0, le=19)] = 19
     num_threads: Annotated[int, Field(ge=1)] = 1
+    num_processes: Annotated[int, Field(ge=1)] = 1
+    """Side by side, one GPU each; a batch is as many times as large."""
     probes: tuple[ProbePrompt, ...] = ()
 
 

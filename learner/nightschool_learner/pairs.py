@@ -14,13 +14,14 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from nightschool_server.agent.formats import TOOL_CALLS, ActionFormat, action_format
 from nightschool_server.config.practice import PairsConfig
 from nightschool_server.ids import new_id
+from nightschool_server.store.store import Store
 
 from nightschool_learner import practice_records
 from nightschool_learner.anchors import select_anchors
@@ -125,15 +126,18 @@ def select(
     return Selection(tuple(capped), {reason: count for reason, count in dropped.items() if count})
 
 
+@dataclass(frozen=True)
 class PairsStage:
     """Writes the cycle's pairs in one transaction, then the trainer's files: the pairs and their anchors."""
 
-    name = "pairs"
+    steps_of: Callable[[Store, str], Sequence[DecidedStep]] = practice_records.decided_steps
+    """The steps of a cycle that pairs are made of."""
+    name: str = "pairs"
 
     async def run(self, cycle: Cycle) -> Ending | None:
         config = cycle.config.pairs
         written = action_format(cycle.agent)
-        selection = select(practice_records.decided_steps(cycle.store, cycle.id), config, cycle.seed, written)
+        selection = select(self.steps_of(cycle.store, cycle.id), config, cycle.seed, written)
         rows = [
             (new_id("pair"), cycle.id, p.step_id, p.chosen, p.rejected, p.kind, p.margin, time.time())
             for p in selection.pairs

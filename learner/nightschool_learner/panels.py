@@ -10,15 +10,20 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from nightschool_server.config.roles import Component as Kind
 
+from nightschool_learner.checklist import open_checklist
 from nightschool_learner.feedback import open_feedback
 from nightschool_learner.panel import Component, JudgeComponent, Panel, ScoreComponent, consistency
+from nightschool_learner.sampling import AnswerSampler
 from nightschool_learner.scoring import open_scorer
 from nightschool_learner.stages import Cycle
 
 
 @asynccontextmanager
-async def open_panel(cycle: Cycle) -> AsyncIterator[Panel]:
-    """The cycle's panel, for as long as the block runs. Raises StageFailedError where a component cannot be had."""
+async def open_panel(cycle: Cycle, sampler: AnswerSampler) -> AsyncIterator[Panel]:
+    """The cycle's panel, for as long as the block runs; `sampler` samples the served model.
+
+    Raises StageFailedError where a component cannot be had.
+    """
     config = cycle.config.critic
     async with AsyncExitStack() as stack:
         made: dict[Kind, Component] = {}
@@ -26,6 +31,9 @@ async def open_panel(cycle: Cycle) -> AsyncIterator[Panel]:
             match kind:
                 case "judge":
                     made[kind] = JudgeComponent(config.margin_nats)
+                case "checklist":
+                    held = await stack.enter_async_context(open_checklist(cycle, sampler))
+                    made[kind] = ScoreComponent("checklist", config.checklist_margin, held)
                 case "scorer":
                     score = await stack.enter_async_context(open_scorer(cycle))
                     made[kind] = ScoreComponent("scorer", config.scorer_margin, score)

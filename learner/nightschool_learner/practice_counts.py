@@ -57,6 +57,13 @@ def critique_counts(store: Store, cycle_id: str) -> dict[str, int]:
         (cycle_id,),
     )[0]
     counts.update({key: int(value) for key, value in sums.items()})
+    listed = store.query(
+        "SELECT COALESCE(SUM(prompt_tokens), 0) AS prompt_tokens, COALESCE(SUM(completion_tokens), 0) AS "
+        "completion_tokens FROM verdicts WHERE cycle_id = ? AND rubric LIKE 'checklist-%'",
+        (cycle_id,),
+    )[0]
+    for key, value in listed.items():  # checklists compare nothing: no critique has their tokens
+        counts[key] += int(value)
     for row in store.query(
         f"SELECT component, winner IS NULL AS lost, COUNT(*) AS n FROM duels WHERE step_id IN ({_STEPS}) GROUP BY 1, 2",
         (cycle_id,),

@@ -119,6 +119,7 @@ def make_manifest(cycle: Cycle, folder: Path, base_model: str, base_digest: str)
         ),
         nice=config.nice,
         num_threads=config.num_threads,
+        num_processes=config.num_processes,
         probes=choose_probes(cycle.store, cycle.id, cycle.tools, config.num_probes),
     )
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -24,7 +23,15 @@ from typing import TYPE_CHECKING, Any
 from nightschool_learner.alarms import end_metrics, find_alarms, look_alarms
 from nightschool_learner.errors import LearnerError
 from nightschool_learner.manifest import Manifest, Phase, Result, RunFolder, TrainerProgress, write_whole
-from nightschool_learner.trainer_life import be_quiet, die_with_parent, import_silently, lock
+from nightschool_learner.trainer_life import (
+    be_quiet,
+    die_with_parent,
+    import_silently,
+    is_launched,
+    launch,
+    lock,
+    rank,
+)
 from nightschool_learner.validation import no_gain
 
 if TYPE_CHECKING:
@@ -50,9 +57,9 @@ class Run:
 
     def tell(self, phase: Phase, step: int = 0, num_steps: int = 0) -> None:
         """Replace the progress file."""
-        write_whole(
-            self.folder.progress, TrainerProgress(phase=phase, step=step, num_steps=num_steps).model_dump_json()
-        )
+        if rank() == 0:
+            told = TrainerProgress(phase=phase, step=step, num_steps=num_steps)
+            write_whole(self.folder.progress, told.model_dump_json())
 
     @contextmanager
     def timed(self, phase: Phase) -> Iterator[None]:
@@ -82,11 +89,13 @@ def main(arguments: list[str]) -> int:
     folder = RunFolder(Path(arguments[0]).resolve().parent)
     manifest = folder.read_manifest()
     be_quiet(manifest)
-    die_with_parent(os.getppid())
+    die_with_parent()
     with lock(folder):
         if folder.read_result() is not None:
             return 0
         try:
+            if manifest.num_processes > 1 and not is_launched():
+                launch(manifest, folder.manifest)
             train(Run(manifest, folder))
         except LearnerError as error:
             logger.error("%s", error)
@@ -94,16 +103,16 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def train(run: Run) -> Result:
-    """Train, publish and write the result. Raises StageFailedError where it cannot be done here."""
+def train(run: Run) -> None:
+    """Train; rank 0 publishes and writes the result. Raises StageFailedError where it cannot be done here."""
     with run.timed("loading"):
         import_silently()
         from nightschool_learner.trainer_device import told_of_its_share
     with told_of_its_share(run.manifest.placing):
-        return _train(run)
+        _train(run)
 
 
-def _train(run: Run) -> Result:
+def _train(run: Run) -> None:
     with run.timed("loading"):
         from nightschool_learner.trainer_device import place_trainer
         from nightschool_learner.trainer_model import load_student
@@ -112,12 +121,14 @@ def _train(run: Run) -> Result:
     with run.timed("preparing"):
         trainer, watch = _prepare(run, student)
         checkpoint = last_whole_checkpoint(run.folder.checkpoints)
-        start = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
-        run.folder.keep_until(start if checkpoint else -1)
+        if rank() == 0:
+            run.folder.keep_until(int(checkpoint.name.rpartition("-")[2]) if checkpoint else -1)
         watch.follow(trainer, from_start=checkpoint is None)
     with run.timed("training"):
-        if checkpoint is None or not watch.reason_to_stop():
+        if checkpoint is None or not watch.is_over():
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if rank():
+        return
     with run.timed("publishing"):
         kept = Kept(watch.keep_best(trainer.model), watch.reason_to_stop())
         probe = _probe(run, student, trainer.model)
@@ -127,7 +138,6 @@ def _train(run: Run) -> Result:
     write_whole(run.folder.result, result.model_dump_json(indent=1))
     watch.forget()
     run.tell("done", result.num_steps, result.num_steps)
-    return result
 
 
 def last_whole_checkpoint(folder: Path) -> Path | None:
@@ -171,7 +181,10 @@ def _prepare(run: Run, student: Student) -> tuple[Any, Watch]:
 def _probe(run: Run, student: Student, model: Any) -> dict[str, Any]:
     """Logprobs of the probes' continuations under the trained model, for the server's proof of effect."""
     from nightschool_learner.trainer_data import score_text
+    from nightschool_learner.trainer_model import as_served
 
+    if run.manifest.hyperparameters.quantize != "none":
+        model = as_served(run.manifest, model, run.folder.path / "unquantized")
     prompts = [probe.model_dump(mode="json") for probe in run.manifest.probes]
     return {
         "prompts": prompts,

@@ -17,6 +17,7 @@ from nightschool_server.placement import Placement, place
 
 from nightschool_learner.errors import StageFailedError
 from nightschool_learner.manifest import Placing
+from nightschool_learner.trainer_life import is_launched
 
 TorchDevice = Literal["cpu", "cuda", "mps"]
 
@@ -39,7 +40,9 @@ def place_trainer(placing: Placing) -> TorchDevice:
     machine = this_machine()
     placement = placement_of(placing, machine)
     kind, _, number = placement.device.partition(":")
-    if kind == "cuda":
+    if kind == "cuda" and is_launched():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    elif kind == "cuda":
         # Before CUDA is started in this process: the Trainer would spread itself over all that it sees.
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
         os.environ["CUDA_VISIBLE_DEVICES"] = visible[int(number)] if visible != [""] else number

@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 from trl.trainer.utils import use_adapter
 
 from nightschool_learner.manifest import Phase
+from nightschool_learner.trainer_life import rank
 
 MAX_LOG_RATIO = 20.0
 """Beyond it the exponential says nothing but "far"."""
@@ -60,7 +61,8 @@ class ExactTokens:
         """
         if anchors is None or not self.anchor_weight:
             return computed
-        logprobs, spoken = token_logprobs(model, anchors)
+        # Not the model as it is spread over processes, whose every forward waits for theirs: they may have no anchors.
+        logprobs, spoken = token_logprobs(self.accelerator.unwrap_model(model), anchors)
         nll = -(logprobs * spoken).sum(1).mean()
         self._metrics[self.mode]["nll/anchors"].append(nll.item())
         loss, *outputs = computed if isinstance(computed, tuple) else (computed,)
@@ -73,7 +75,7 @@ class ExactTokens:
         The answers were sampled from the reference, so r - 1 - log r with r = policy / reference is unbiased
         and never negative (Schulman 2020, "k3"), but for what their selection adds.
         """
-        policy, spoken = token_logprobs(model, batch)
+        policy, spoken = token_logprobs(self.accelerator.unwrap_model(model), batch)
         log_ratio = ((policy - self.reference_of_batch(batch)) * spoken)[rows].clamp(max=MAX_LOG_RATIO)
         kl = (log_ratio.exp() - 1 - log_ratio).sum() / spoken[rows].sum().clamp(min=1)
         self._metrics["eval"]["kl_to_reference"].append(kl.item())
@@ -126,7 +128,7 @@ class MetricsWriter(TrainerCallback):  # type: ignore[misc]
         self._tell("training", state.global_step, state.max_steps)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        if not logs or "loss" not in logs:
+        if rank() or not logs or "loss" not in logs:
             return
         numbers = {key: float(value) for key, value in logs.items() if isinstance(value, int | float)}
         with self._path.open("a", encoding="utf-8") as file:

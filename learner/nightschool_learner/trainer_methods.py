@@ -70,7 +70,7 @@ class ExactKTOTrainer(ExactTokens, KTOTrainer):  # type: ignore[misc]
 
 
 def make_trainer(student: Student, material: Material, manifest: Manifest, callbacks: list[TrainerCallback]) -> Any:
-    """A trainer ready to train. DPO's reference logprobs are computed here, once, where there are several epochs."""
+    """A trainer ready to train. DPO's reference logprobs are computed here, once, for several epochs of one process."""
     dataset, method = material.dataset(held_back=False), manifest.hyperparameters.method
     if method == "sft" and student.lora is None:
         keep_reference(student.model)
@@ -103,7 +103,8 @@ def _dpo(manifest: Manifest, dataset: Any) -> DPOConfig:
         label_smoothing=wanted.label_smoothing,
         loss_type=[wanted.loss, "sft"],
         loss_weights=[1.0, wanted.nll_weight],
-        precompute_ref_log_probs=wanted.epochs > 1,
+        # TRL hands them to other processes by a file that datasets in memory keep for themselves.
+        precompute_ref_log_probs=wanted.epochs > 1 and manifest.num_processes == 1,
     )
 
 
@@ -125,7 +126,8 @@ def _common(manifest: Manifest, num_rows: int) -> dict[str, Any]:
     """What every method's configuration says."""
     wanted = manifest.hyperparameters
     on_gpu = torch.cuda.is_available()
-    steps = wanted.epochs * math.ceil(math.ceil(num_rows / wanted.batch_size) / wanted.accumulation)
+    rows_at_once = wanted.batch_size * manifest.num_processes
+    steps = wanted.epochs * math.ceil(math.ceil(num_rows / rows_at_once) / wanted.accumulation)
     return {
         "output_dir": str(manifest.output / "checkpoints"),
         "per_device_train_batch_size": wanted.batch_size,
@@ -153,4 +155,6 @@ def _common(manifest: Manifest, num_rows: int) -> dict[str, Any]:
         if wanted.gradient_checkpointing == "auto"
         else wanted.gradient_checkpointing == "on",
         "dataloader_pin_memory": on_gpu,
+        # Every adapted layer is in every forward; looking for unused ones fails where a step has two forwards.
+        "ddp_find_unused_parameters": False,
     }

@@ -9,8 +9,10 @@ trainer process alone.
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from nightschool_server.engine import BASE
@@ -21,6 +23,7 @@ from peft import LoraConfig, PeftModel
 
 from nightschool_learner.errors import StageFailedError
 from nightschool_learner.manifest import Hyperparameters, Manifest
+from nightschool_learner.trainer_quantized import quantize_linears
 
 DEFAULT = "default"
 """The name under which TRL looks for the adapter to continue; it keeps a frozen copy called `ref`."""
@@ -57,6 +60,8 @@ def load_student(manifest: Manifest, device: Literal["cpu", "cuda", "mps"]) -> S
             f"{manifest.base_digest[:12]}: the folder changed; restart the server"
         )
     model, wanted = loaded.parts.model, manifest.hyperparameters
+    if wanted.quantize == "nf4":
+        quantize_linears(model, loaded.targets)
     if manifest.parent == BASE:
         pattern = target_pattern(loaded.targets, wanted.target_modules)
         return Student(model, loaded, fresh_lora(pattern, wanted), pattern)
@@ -73,6 +78,15 @@ def load_student(manifest: Manifest, device: Literal["cpu", "cuda", "mps"]) -> S
 def load_base(base_model: str, device: Literal["auto", "cpu", "cuda", "mps"] = "auto") -> LoadedModel:
     """The base model as the engine loads it, on plain attention: on a GPU in bfloat16, else in float32."""
     return load_model(TransformersEngineConfig(base_model, device=device))
+
+
+def as_served(manifest: Manifest, model: Any, folder: Path) -> Any:
+    """The adapter of a model whose base was quantised, on the base as it is served. `folder` is used and removed."""
+    model.save_pretrained(str(folder), selected_adapters=[DEFAULT], safe_serialization=True)
+    base = load_base(manifest.base_model, model.device.type)
+    served = PeftModel.from_pretrained(base.parts.model, str(folder))
+    shutil.rmtree(folder)
+    return served
 
 
 def fresh_lora(pattern: str, wanted: Hyperparameters) -> LoraConfig:

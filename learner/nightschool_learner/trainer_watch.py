@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from nightschool_learner.alarms import find_alarms, look_alarms
 from nightschool_learner.manifest import Look, Manifest, RunFolder
 from nightschool_learner.trainer_exact import reference_of, token_logprobs
+from nightschool_learner.trainer_life import rank
 from nightschool_learner.trainer_model import Student
 from nightschool_learner.trainer_rows import Material
 from nightschool_learner.validation import best_look, look_steps, reason_to_stop
@@ -59,6 +61,12 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         alarms = find_alarms(rows, wanted.beta, limits) if len(rows) >= MIN_ROWS else ()
         return f"step {rows[-1]['step']:.0f}: {alarms[0].message}" if alarms else ""
 
+    def is_over(self) -> bool:
+        """Whether training is to end now, by rank 0's files, for all processes of the run."""
+        told: list[Any] = [bool(rank() == 0 and self.reason_to_stop())]
+        broadcast_object_list(told, from_process=0)
+        return bool(told[0])
+
     def keep_best(self, model: Any) -> int:
         """Put the weights of the best look into the model; the step they are of, 0 where nobody looked.
 
@@ -86,12 +94,18 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         control.should_evaluate = state.global_step in self._steps
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        if self._manifest.limits.stops and not self._material.held_pairs and self.reason_to_stop():
+        if self._manifest.limits.stops and not self._material.held_pairs and self.is_over():
             control.should_training_stop = True
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any) -> None:
-        looks = [look for look in self.looks if look.step < state.global_step]
-        look = self._look(state.global_step, metrics)
+        if rank() == 0:
+            self._take_look(state.global_step, metrics)
+        if self.is_over():
+            control.should_training_stop = True
+
+    def _take_look(self, step: int, metrics: Any) -> None:
+        looks = [look for look in self.looks if look.step < step]
+        look = self._look(step, metrics)
         if looks:
             look = look.model_copy(update={"alarms": self._alarms(look, looks[0])})
         with self._folder.validation.open("a", encoding="utf-8") as file:
@@ -103,8 +117,6 @@ class Watch(TrainerCallback):  # type: ignore[misc]
             model = self._the_trainer.model
             save_file({name: p.detach().cpu().contiguous() for name, p in _trained(model)}, partial)
             partial.replace(self._weights(look.step))
-        if self.reason_to_stop():
-            control.should_training_stop = True
 
     @property
     def _the_trainer(self) -> Any:

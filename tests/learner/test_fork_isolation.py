@@ -123,7 +123,7 @@ async def practising(cycle: Cycle, task: TaskRow, critic: FakeCritic) -> AsyncIt
     async with (
         Writer(cycle.store) as writer,
         open_tools(app, SOURCE, purpose="practice") as tools,
-        open_panel(cycle) as panel,
+        open_panel(cycle, FakeSampler(lambda *_: "")) as panel,
         open_format(cycle.agent) as action_format,
     ):
         practice = Practice(

@@ -56,7 +56,7 @@ class House:
 
     def learner(self) -> Learner:
         config = Config(learner=LearnerConfig(poll_s=0.01, server_wait_s=1.0))
-        return Learner(self.store.home, config, self.store, app, tuple(self.stages.values()))
+        return Learner(self.store.home, config, self.store, app, lambda _: tuple(self.stages.values()))
 
     async def run_until_ended(self, cycle_id: str) -> dict[str, object]:
         learner = self.learner()

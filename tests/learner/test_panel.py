@@ -154,7 +154,7 @@ async def test_the_scorer_runs_in_a_tool_worker_and_is_told_the_whole_step(store
 async def test_an_application_without_a_scorer_that_a_cycle_names_ends_it(store: Store) -> None:
     cycle = cycle_on(store, 'critic.kinds=["facts", "scorer"]')
     with pytest.raises(StageFailedError, match=r"@app\.scorer"):
-        async with open_panel(cycle):
+        async with open_panel(cycle, FakeSampler(lambda *_: "")):
             pass
 
 

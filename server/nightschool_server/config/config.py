@@ -1,4 +1,4 @@
-"""Every setting, resolved: defaults < config.toml < environment < command line.
+"""Every setting, resolved: defaults < the recipe < config.toml < environment < command line.
 
     [server]                            config.toml in the home folder
     port = 50051
@@ -24,6 +24,7 @@ from typing import Any, Literal, Self, Union, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from nightschool_server.config.learner import LearnerConfig
+from nightschool_server.config.recipe import read_recipe
 from nightschool_server.config.serving import (
     AdaptersConfig,
     AgentConfig,
@@ -37,6 +38,7 @@ from nightschool_server.home import Home
 from nightschool_server.placement import split_fraction
 
 ENVIRONMENT_PREFIX = "NIGHTSCHOOL__"
+RECIPE = "learner.recipe"
 
 
 class Config(BaseModel):
@@ -103,15 +105,21 @@ def load_config(
             given[key] = _Given(_parsed(key, text, f"environment variable {name}"), f"environment variable {name}")
     for key, text in (overrides or {}).items():
         given[key] = _Given(_parsed(key, text, "command line"), "command line")
-    return _resolved({}, given)
+    return _resolved({}, {**_from_recipe(given.get(RECIPE)), **given})
 
 
 def apply_overrides(config: Config, overrides: Sequence[str]) -> Config:
-    """`config` with `section.key=value` overrides, e.g. those of one cycle. Raises ConfigError."""
-    return _resolved(
-        config.model_dump(),
-        {key: _Given(_parsed(key, text, "override"), "override") for key, text in split_overrides(overrides).items()},
-    )
+    """`config` with `section.key=value` overrides, e.g. those of one cycle. Raises ConfigError.
+
+    A recipe among them takes the place of the one before: what that one set and nobody else changed is undone.
+    """
+    texts = split_overrides(overrides)
+    given = {key: _Given(_parsed(key, text, "override"), "override") for key, text in texts.items()}
+    values = config.model_dump()
+    if RECIPE in given:
+        _undo_recipe(values, config.learner.recipe)
+        given = {**_from_recipe(given[RECIPE]), **given}
+    return _resolved(values, given)
 
 
 def split_overrides(overrides: Sequence[str]) -> dict[str, str]:
@@ -157,6 +165,27 @@ def _from_toml(home: Home) -> dict[str, _Given]:
     given: dict[str, _Given] = {}
     _flatten(tables, "", str(home.config), given)
     return given
+
+
+def _from_recipe(named: _Given | None) -> dict[str, _Given]:
+    """What the recipe sets; the default one where none is named."""
+    ref = Config().learner.recipe if named is None else str(named.value)
+    given: dict[str, _Given] = {}
+    _flatten(read_recipe(ref), "", f"recipe {ref}", given)
+    return given
+
+
+def _undo_recipe(values: dict[str, Any], ref: str) -> None:
+    """Put back to their defaults the values that the recipe `ref` set and nothing above it changed."""
+    given, untouched = _from_recipe(_Given(ref, "")), Config().model_dump()
+    recipe = _resolved({}, given).model_dump()
+    for key in given:
+        *sections, name = key.split(".")
+        place, cooked, plain = values, recipe, untouched
+        for section in sections:
+            place, cooked, plain = place[section], cooked[section], plain[section]
+        if place[name] == cooked[name]:
+            place[name] = plain[name]
 
 
 def _flatten(table: Mapping[str, Any], prefix: str, origin: str, given: dict[str, _Given]) -> None:

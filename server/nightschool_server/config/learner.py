@@ -15,6 +15,7 @@ from nightschool_server.config.practice import (
     SeedsConfig,
     SynthesizeConfig,
 )
+from nightschool_server.config.recipe import StagesConfig
 from nightschool_server.config.roles import CriticConfig
 from nightschool_server.config.training import EvaluateConfig, GateConfig, PromoteConfig, TrainConfig
 from nightschool_server.errors import ConfigError
@@ -35,7 +36,10 @@ class LearnerConfig(BaseModel):
     """How long a call waits for a server that is away before the learner connects anew, seconds."""
     nice: Annotated[int, Field(ge=0, le=19)] = 5
     """Niceness of the learner and its tool workers: serving comes first."""
+    recipe: str = "sport"
+    """How a cycle learns: a shipped recipe (`sport`, `rest`, `checklist`) or a file. Beneath all other settings."""
     schedule: ScheduleConfig = ScheduleConfig()
+    stages: StagesConfig = StagesConfig()
     seeds: SeedsConfig = SeedsConfig()
     synthesize: SynthesizeConfig = SynthesizeConfig()
     explore: ExploreConfig = ExploreConfig()

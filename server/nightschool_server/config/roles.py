@@ -14,7 +14,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[int, Field(ge=0)]
 Price = Annotated[float, Field(ge=0)]
-Component = Literal["facts", "judge", "scorer", "feedback", "consistency"]
+Component = Literal["facts", "judge", "checklist", "scorer", "feedback", "consistency"]
 
 
 class RoleSection(BaseModel):
@@ -72,10 +72,11 @@ class CriticConfig(RoleConfig):
     """Who compares candidates, in which way, and when the verdict counts."""
 
     kinds: tuple[Component, ...] = ("facts", "judge")
-    """Who decides, in this order: the first that is sure. `facts` come first always; `judge` is a model, `scorer` the
-    application's, `feedback` people's on similar requests, `consistency` how many samples agree."""
+    """Who decides, in this order: the first that is sure. `facts` come first always; `judge` is a model that compares,
+    `checklist` one that scores each by yes/no questions which it wrote for the task, `scorer` the application's,
+    `feedback` people's on similar requests, `consistency` how many samples agree."""
     vetoes: tuple[Component, ...] = ()
-    """Of `judge`, `scorer`, `feedback` and `consistency`: one that is sure of the contrary makes the step abstain."""
+    """Of all but `facts`: one that is sure of the contrary makes the step abstain."""
     margin_nats: Annotated[float, Field(ge=0)] = 1.0
     """The winner's log odds, in either order, must reach this; else the judge abstains."""
     protocol: Literal["pairwise", "listwise"] = "pairwise"
@@ -100,6 +101,10 @@ class CriticConfig(RoleConfig):
     """The same in tokens of prompts and answers. 0: no bound."""
     max_cost: Annotated[float, Field(ge=0)] = 0.0
     """The same in money, by the endpoint's prices. 0: no bound."""
+    max_questions: Annotated[int, Field(ge=2, le=20)] = 6
+    """Of a checklist."""
+    checklist_margin: Annotated[float, Field(gt=0, le=1)] = 0.25
+    """By how much the shares of questions that are answered yes must differ."""
     scorer_margin: Annotated[float, Field(gt=0)] = 0.1
     """By how much the scores of the application's scorer must differ."""
     feedback_similarity: Share = 0.35

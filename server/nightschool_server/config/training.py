@@ -72,6 +72,8 @@ class TrainConfig(_Section):
     """Tokens of prompt and answer; a longer pair is dropped and counted, never cut. By profile 10,240."""
     gradient_checkpointing: Literal["auto", "on", "off"] = "auto"
     """Compute activations again rather than keep them: less memory, a third more time. `auto`: on a GPU."""
+    quantize: Literal["none", "nf4"] = "none"
+    """`nf4`: train on a base model in 4 bits (QLoRA), which takes a quarter of its memory. Needs bitsandbytes."""
     checkpoint_steps: Positive = 50
     validation_share: Annotated[float, Field(ge=0, le=0.5)] = 0.1
     """Of pairs and anchors, whole tasks at a time, that are held back (at least 4 pairs; none of fewer than 16). The
@@ -91,6 +93,9 @@ class TrainConfig(_Section):
     """Niceness of the training process: it runs where nobody else wants the processor."""
     num_threads: Positive = 1
     """Torch threads of the training process."""
+    num_processes: Positive = 1
+    """Training processes side by side on one machine, a GPU each, by `accelerate launch`. Each takes `batch_size`
+    pairs, so a step takes that many times as many."""
     max_restarts: Annotated[int, Field(ge=0)] = 2
     """How often a trainer that was killed (out of memory, say) is started again from its checkpoint."""
     num_probes: Annotated[int, Field(ge=0, le=32)] = 4
