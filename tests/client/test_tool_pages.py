@@ -45,7 +45,8 @@ def test_every_application_can_be_served(page: str, tmp_path: Path, monkeypatch:
             module = f"{Path(page).stem.replace('-', '_')}_page_{number}"
             (tmp_path / f"{module}.py").write_text(code)
             app = load_app(f"{module}:app")
-            assert app.mcp or asyncio.run(list_tools(app))
+            assert app.mcp or len(asyncio.run(list_tools(app))) == len(app.tools)
+            assert app.mcp or app.tools or app.scorer
 
 
 def test_the_clients_tools_do_what_their_page_says(
