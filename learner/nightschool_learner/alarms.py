@@ -57,7 +57,8 @@ def find_alarms(
 def look_alarms(look: Look, start: Look, limits: AlarmLimits) -> tuple[Alarm, ...]:
     """Every alarm that the held-back rows give cause for, against the look at the start."""
     fall = look.anchor_nll - start.anchor_nll
-    drift = max(look.length_ratio, 1 / look.length_ratio if look.length_ratio else math.inf)
+    longest, shortest = max(1.0, look.length_told), min(1.0, look.length_told)
+    drift = max(look.length_ratio / longest, shortest / look.length_ratio if look.length_ratio else math.inf)
     return _exceeded(
         ("kl", look.kl, limits.max_kl, f"policy and reference are {look.kl:.3f} nats a token apart"),
         ("anchor_fall", fall, limits.max_anchor_fall, f"held-back anchors lost {fall:.2f} nats each"),
@@ -65,7 +66,7 @@ def look_alarms(look: Look, start: Look, limits: AlarmLimits) -> tuple[Alarm, ..
             "length_drift",
             drift,
             limits.max_length_drift,
-            f"answers are {look.length_ratio:.2f} times as long",
+            f"answers are {look.length_ratio:.2f} times as long, chosen ones {look.length_told:.2f}",
         ),
     )
 

@@ -181,7 +181,9 @@ class Look(_Frozen):
     kl: float
     """Nats a token between policy and reference on the anchors' answers, or the chosen ones where there are none."""
     length_ratio: float
-    """Tokens of greedy answers over those that the reference gives; 1 where none is given."""
+    """Tokens of greedy answers to held-back prompts over those that the reference gives."""
+    length_told: float = 1.0
+    """The same of the chosen answers: how long the pairs say that answers should be."""
     alarms: tuple[Alarm, ...] = ()
 
 

@@ -133,6 +133,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
             anchor_nll=metrics.get("eval_nll/anchors", 0.0),
             kl=metrics["eval_kl_to_reference"],
             length_ratio=self._length_ratio() if step else 1.0,
+            length_told=self._num_chosen_tokens() / self._reference_length if step else 1.0,
         )
 
     def _preference(self) -> tuple[float, float]:
@@ -161,6 +162,12 @@ class Watch(TrainerCallback):  # type: ignore[misc]
             with reference_of(self._the_trainer):
                 self._reference_length = self._num_answer_tokens()
         return self._num_answer_tokens() / self._reference_length
+
+    def _num_chosen_tokens(self) -> float:
+        """Tokens of the chosen answers to the prompts that are answered."""
+        held = [self._material.pairs[i] for i in sorted(self._material.held_pairs)]
+        chosen = {tuple(pair.prompt_ids): len(pair.chosen_ids) for pair in held}
+        return sum(list(chosen.values())[:NUM_ANSWERED])
 
     def _num_answer_tokens(self) -> int:
         model = self._the_trainer.accelerator.unwrap_model(self._the_trainer.model)

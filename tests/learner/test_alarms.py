@@ -102,3 +102,12 @@ def test_a_look_is_judged_against_the_start(
     start = Look(step=0, loss=1, margin=0, accuracy=0.5, anchor_nll=0.2, kl=0, length_ratio=1)
     look = start.model_copy(update={"step": 4, "kl": kl, "anchor_nll": anchor_nll, "length_ratio": length_ratio})
     assert [alarm.name for alarm in look_alarms(look, start, LIMITS)] == expected
+
+
+def test_answers_may_become_as_long_as_the_pairs_say() -> None:
+    """A night that teaches to call a tool where a number was guessed makes answers five times as long."""
+    start = Look(step=0, loss=1, margin=0, accuracy=0.5, anchor_nll=0.2, kl=0, length_ratio=1)
+    taught = start.model_copy(update={"step": 4, "length_ratio": 5.1, "length_told": 5.0})
+    assert look_alarms(taught, start, LIMITS) == ()
+    (alarm,) = look_alarms(taught.model_copy(update={"length_ratio": 8.0}), start, LIMITS)
+    assert (alarm.name, alarm.value) == ("length_drift", 1.6)
