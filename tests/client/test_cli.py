@@ -279,6 +279,9 @@ def test_an_interrupt_ends_a_watch_with_exit_code_130(server: FakeServer, tmp_pa
 
     server.script["WatchCycle"].append(hang)
     command = [*COMMAND, "--address", server.address, "--token", TOKEN, "--home", str(tmp_path), "cycles", "watch"]
+    # A shell starts what runs in its background deaf to interrupts; the watch of a person at a terminal is not.
+    hear = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    command = [sys.executable, "-c", hear, *command]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert watching.wait(WAIT_S)
         assert process.stderr is not None
