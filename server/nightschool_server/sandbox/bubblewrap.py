@@ -62,8 +62,9 @@ def command(workspace: Path, temporary: Path, descriptors: Descriptors) -> list[
     ]
     for name, value in {**ENVIRONMENT, "TMPDIR": "/tmp"}.items():
         arguments += ["--setenv", name, value]
-    arguments += _read_only_view()
-    arguments += ["--bind", str(temporary), "/tmp", "--bind", str(workspace), WORKSPACE]
+    # First, so that it does not hide packages that are installed below /tmp.
+    arguments += ["--bind", str(temporary), "/tmp"]
+    arguments += [*_read_only_view(), "--bind", str(workspace), WORKSPACE]
     arguments += ["--dev-bind", "/dev/null", "/dev/null", "--remount-ro", "/", "--chdir", WORKSPACE]
     arguments += ["--info-fd", str(descriptors.info), "--seccomp", str(descriptors.filter)]
     return [*arguments, "--", *python(PROGRAM, descriptors.socket)]
