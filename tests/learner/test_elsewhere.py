@@ -28,7 +28,8 @@ from tests.learner.training_data import MODEL, make_run, run_trainer
 from tests.server.scripted_engine import ScriptedEngine
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-REMOTE = ("train.learning_rate=0.002", "train.placement=remote", "train.checkpoint_steps=1")
+# Niceness 0: the runs are waited for, whatever else the machine does.
+REMOTE = ("train.learning_rate=0.002", "train.placement=remote", "train.checkpoint_steps=1", "train.nice=0")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -166,6 +166,8 @@ async def test_an_upload_that_is_cut_off_leaves_nothing(wire: Stubs, server: Run
     call = wire.agent.UploadBlob(metadata=server.user)
     await call.write(agent_pb2.UploadBlobRequest(start=agent_pb2.UploadStart(size_bytes=3 * MIB)))
     await call.write(agent_pb2.UploadBlobRequest(chunk=bytes(MIB)))
+    while files_in(server.home) == before:
+        await wire.agent.ListModels(agent_pb2.ListModelsRequest(), metadata=server.user)
     call.cancel()
     while server.runtime.counters.num_in_flight["live"]:
         await wire.agent.ListModels(agent_pb2.ListModelsRequest(), metadata=server.user)
