@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nightschool_server.agent.episode import Episode
+from nightschool_server.agent.executors import ToolExecutor
 from nightschool_server.agent.formats import open_format
 from nightschool_server.agent.limits import call_limits, episode_limits
 from nightschool_server.agent.loop import run_episode
-from nightschool_server.agent.toolbox import Toolbox, open_tools
+from nightschool_server.agent.toolbox import open_tools
 from nightschool_server.chat import Message, system, user
 from nightschool_server.errors import InvalidRequestError
 from nightschool_server.ids import new_id
