@@ -27,6 +27,8 @@ NO_GATE = (
     "gate.max_ability_loss_nats=1000",
 )  # fmt: skip
 """Measures as ever and promotes whatever was trained."""
+UNAUDITED = ("critic.min_agreement=0.01",)
+"""The audit is made, and stops nothing: it would end a night whose critic is the worse for what was taken away."""
 SETTLED_TOO = ("pairs.max_lead_nats=0", "pairs.min_pairs=4")
 """Trains on pairs that the policy has settled, too, however few there are."""
 SMALL = (
@@ -53,7 +55,7 @@ class Row:
 
 
 def _explore(stage: str) -> tuple[str, ...]:
-    return (f"stages.explore=bench.nights.unguarded:{stage}",)
+    return (f"stages.explore=bench.nights.unguarded:{stage}", *UNAUDITED)
 
 
 CYCLES = (
