@@ -27,7 +27,7 @@ import shutil
 import signal
 import tempfile
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 from nightschool_server.home import Home
 from nightschool_server.store.store import Store
@@ -35,6 +35,7 @@ from nightschool_server.store.store import Store
 from bench.nights.home import ask, measure_active, open_shop, practise, requests_of
 from bench.nights.measures import Night, night_of
 from bench.nights.rows import FULL_EVALUATION, NUM_REQUESTS, SEED, SMALL, Row, chosen
+from bench.nights.ruled import ruled_critic, ruled_endpoint
 from bench.nights.show import line_of
 from bench.nights.table import MixedTableError, Table
 from bench.nights.truth import Pictures, pictures_of
@@ -86,19 +87,27 @@ class Bench:
     async def _run(self, row: Row) -> list[Night]:
         if not self._seeded.exists():
             await self._make_seeded()
-        home, nights = self._folder / row.name, []
+        home = self._folder / row.name
         await asyncio.to_thread(shutil.copytree, self._seeded, home)
+        with ExitStack() as stack:
+            overrides = (*row.overrides, *self._small)
+            if row.has_ruled_critic:
+                overrides += ruled_critic(stack.enter_context(ruled_endpoint(self._pictures(row.num_rounds - 1))))
+            nights = await self._nights(row, home, overrides)
+        shutil.rmtree(home)
+        return nights
+
+    async def _nights(self, row: Row, home: Path, overrides: tuple[str, ...]) -> list[Night]:
+        nights: list[Night] = []
         async with open_shop(home) as client:
             for number in range(min(row.num_rounds, self._max_rounds)):
                 if number:
                     await ask(client, SEED + number, self._num_requests)
-                overrides = (*row.overrides, *self._small)
                 cycle = await practise(client, home, reason=row.name, seed=row.seed + number, overrides=overrides)
                 if row.measures_active:
                     await measure_active(client, home, overrides)
                 nights.append(await asyncio.to_thread(_measured, home, cycle.id, self._pictures(number)))
                 _say(f"{row.name} {number + 1}: {line_of(nights[-1])}")
-        shutil.rmtree(home)
         return nights
 
     async def _make_seeded(self) -> None:

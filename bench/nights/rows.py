@@ -52,6 +52,8 @@ class Row:
     num_rounds: int = 1
     measures_active: bool = False
     """Whether the active adapter is measured after every cycle, by FULL_EVALUATION."""
+    has_ruled_critic: bool = False
+    """Whether the critic is the one of `ruled.py`, which any recipe can ask."""
 
 
 def _explore(stage: str) -> tuple[str, ...]:
@@ -92,9 +94,12 @@ ABLATIONS = (
     ),
 )  # fmt: skip
 RECIPES = (
-    Row("sport", "recipes", "SPORT: DPO on the critic's pairs", ("recipe=sport",)),
+    Row("sport", "recipes", "DPO on the critic's pairs", ("recipe=sport",)),
     Row("rest", "recipes", "the critic's picks are imitated", ("recipe=rest",)),
     Row("checklist", "recipes", "the critic scores by a checklist that it wrote", ("recipe=checklist",)),
+    Row("sport_ruled", "recipes", "`sport`, its critic behind an endpoint", ("recipe=sport",), has_ruled_critic=True),
+    Row("rest_ruled", "recipes", "`rest`, the same critic", ("recipe=rest",), has_ruled_critic=True),
+    Row("checklist_ruled", "recipes", "`checklist`, the same critic", ("recipe=checklist",), has_ruled_critic=True),
 )
 ROWS = (*CYCLES, *ABLATIONS, *RECIPES)
 

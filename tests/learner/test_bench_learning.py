@@ -5,22 +5,27 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import urllib.request
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 from nightschool_learner import practice_records, records, seed_records
+from nightschool_learner.checklist import check_messages, read_answers, read_questions, write_messages
 from nightschool_learner.critique import Context, Verdict
 from nightschool_learner.evaluation_results import Basis, TaskResult, insert_results
 from nightschool_learner.explore import ExploreStage
+from nightschool_learner.openai_messages import to_openai
 from nightschool_learner.pairs import pairs_of
 from nightschool_learner.prompts import CandidateView
 from nightschool_learner.registry import stages_of
+from nightschool_learner.rubrics import RUBRICS
 from nightschool_learner.seed_records import KEPT
 from nightschool_learner.stages import Cycle
+from nightschool_learner.verdicts import read_json
 from nightschool_server.agent.toolcalls import write_call
-from nightschool_server.chat import ToolResult
+from nightschool_server.chat import Message, Text, ToolCall, ToolResult, tool_result
 from nightschool_server.config.learner import LearnerConfig, with_overrides
 from nightschool_server.engine import Prompt, Sampling
 from nightschool_server.store.store import Store
@@ -28,6 +33,7 @@ from nightschool_server.store.store import Store
 from bench.nights.home import requests_of
 from bench.nights.measures import holm, night_of
 from bench.nights.rows import ROWS, chosen
+from bench.nights.ruled import QUESTIONS, ruled_endpoint
 from bench.nights.table import MixedTableError, Table
 from bench.nights.truth import Action, accuracy, is_right, pair_verdicts, pictures_of, task_of
 from bench.nights.unguarded import Failing, OneOrder, open_first_by_default, open_shared_tools
@@ -158,6 +164,38 @@ def test_what_a_picture_shows_is_known_from_the_traffic() -> None:
     assert task_of("Read the tag and work out 2 of them for Anna.", [], pictures) is None
 
 
+def said_by_ruled(messages: tuple[Message, ...], errors: float = 0.0) -> str:
+    """What the critic with the rules answers when it is asked over the wire."""
+    with ruled_endpoint({}, errors) as url:
+        body = {"model": "ruled", "messages": to_openai(Prompt(messages), lambda sha256: b"")}
+        asked = urllib.request.Request(
+            f"{url}/chat/completions", json.dumps(body).encode(), {"content-type": "application/json"}
+        )
+        with urllib.request.urlopen(asked, timeout=10) as answered:
+            return str(json.load(answered)["choices"][0]["message"]["content"])
+
+
+def test_the_critic_with_the_rules_reads_comparisons_and_checklists() -> None:
+    called = Message("assistant", (Text(write_call("price", {"item": "red mug"})),))
+    result = tool_result(ToolCall("call_0", "price", "{}"), str(price_of("red mug")))
+    context = Context("What do 3 of the red mug cost Emma?", (), (called, result))
+    expression = f"3 * {price_of('red mug')}"
+    right = CandidateView(write_call("calculator", {"expression": expression}), str(3 * price_of("red mug")))
+    wrong = CandidateView(str(price_of("red mug")), "")
+    ask = RUBRICS["step-2"].ask
+    letters = ("A", "B")
+    scores = [
+        read_json(said_by_ruled(ask(context, views), errors), letters)
+        for views, errors in (((right, wrong), 0), ((wrong, right), 0), ((right, right), 0), ((right, wrong), 1))
+    ]
+    better = [score and (score[0] > score[1]) - (score[0] < score[1]) for score in scores]
+    assert better == [1, -1, 0, -1]
+    questions = read_questions(said_by_ruled(write_messages(context, 6)), 6)
+    assert questions == QUESTIONS
+    held = [read_answers(said_by_ruled(check_messages(context, view, questions)), 3) for view in (right, wrong)]
+    assert held == [1.0, pytest.approx(1 / 3)]
+
+
 def test_families_are_corrected_for_there_being_several() -> None:
     adjusted = holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.9})
     assert adjusted == pytest.approx({"a": 0.04, "b": 0.09, "c": 0.09, "d": 0.9})
@@ -213,7 +251,9 @@ def test_a_row_that_is_in_the_file_is_not_run_again_and_the_last_line_is_the_tab
 
 
 def test_every_row_can_be_chosen_and_its_settings_and_stages_exist() -> None:
-    assert {row.name for row in chosen(["recipes"])} == {"sport", "rest", "checklist"}
+    assert {row.name for row in chosen(["recipes"])} == {
+        f"{recipe}{critic}" for recipe in ("sport", "rest", "checklist") for critic in ("", "_ruled")
+    }
     with pytest.raises(ValueError, match="no row or group is called night"):
         chosen(["night"])
     allowed = LearnerConfig.model_validate({"fault_injection": {"allow": True}})
