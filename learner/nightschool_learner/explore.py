@@ -32,6 +32,7 @@ from nightschool_server.tools.state import ToolState
 from nightschool_learner import practice_counts, practice_records, records, seed_records
 from nightschool_learner.audit import audit_cycle, check_answers
 from nightschool_learner.comparisons import Court
+from nightschool_learner.critic_drift import check_drift
 from nightschool_learner.critics import open_critic
 from nightschool_learner.critique import Critic
 from nightschool_learner.errors import NothingToLearnError
@@ -124,8 +125,9 @@ class CritiqueStage:
     async def run(self, cycle: Cycle) -> Ending | None:
         num_compared = practice_counts.num_critiques(cycle.store, cycle.id)
         counts = practice_counts.critique_counts(cycle.store, cycle.id)
-        cycle.progress(self.name).begin(num_compared, num_compared, counts)
-        return check_answers(cycle)
+        progress = cycle.progress(self.name)
+        progress.begin(num_compared, num_compared, counts)
+        return check_answers(cycle) or check_drift(cycle, progress)
 
 
 async def _rollout(practice: Practice, cycle: Cycle, task: TaskRow, known: RolloutRow | None, workspaces: Path) -> None:
