@@ -59,7 +59,7 @@ class ExploreStage:
     make_sampler: Callable[[Cycle], AnswerSampler] = PracticeSampler
     open_critic: Callable[[Cycle, AnswerSampler], AbstractAsyncContextManager[Critic]] = open_critic
     open_panel: Callable[[Cycle, AnswerSampler], AbstractAsyncContextManager[Panel]] = open_panel
-    open_tools: Callable[..., AbstractAsyncContextManager[Toolbox]] = open_tools
+    open_tools: Callable[..., AbstractAsyncContextManager[ToolExecutor]] = open_tools
     name: str = "explore"
 
     async def run(self, cycle: Cycle) -> Ending | None:
