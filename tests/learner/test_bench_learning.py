@@ -246,6 +246,7 @@ def test_a_row_that_is_in_the_file_is_not_run_again_and_the_last_line_is_the_tab
     assert last["cycles"] == []
     assert last["recipes"] == {}
     assert last["ablations"]["one_order"]["nights"][0]["outcome"] == "nothing to learn"
+    assert "| `one_order` | the critic is asked in one order only | stopped | nobody was trained |" in done.stdout
     assert done.stderr == ""
     with pytest.raises(MixedTableError, match="whole runs"):
         Table(file, quick=True)
