@@ -13,16 +13,20 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
+from nightschool_server.agent.toolbox import open_tools
 from nightschool_server.chat import File, ToolSpec
 from nightschool_server.config.practice import SynthesizeConfig
 from nightschool_server.engine import Prompt, Sampling
 from nightschool_server.errors import ContextOverflowError
 
-from nightschool_learner import seed_records
+from nightschool_learner import families, seed_records
 from nightschool_learner.contamination import held_out_of
+from nightschool_learner.curriculum import weights_for
+from nightschool_learner.difficulty import OpenTools, drop_settled_and_hopeless, probe_counts
 from nightschool_learner.errors import EndpointError, NothingToLearnError
 from nightschool_learner.parallel import for_each
 from nightschool_learner.picture_index import Looks
@@ -97,6 +101,8 @@ class Author:
     seeds: Sequence[Seed]
     screen: Screen
     model: Model
+    weights: Sequence[float] = ()
+    """Of the seeds, by the curriculum; empty where all are alike."""
 
     async def fill(self, slot: int) -> tuple[TaskRow, list[Attempt], list[Seed]]:
         """Write the task of one slot."""
@@ -131,7 +137,8 @@ class Author:
     def examples(self, slot: int) -> list[Seed]:
         """The seeds that slot `slot` is written from."""
         rng = random.Random(derive_seed(self.cycle_seed, "examples", slot))
-        return rng.sample(self.seeds, min(self.config.num_examples, len(self.seeds)))
+        num = min(self.config.num_examples, len(self.seeds))
+        return families.draw(rng, self.seeds, self.weights, num) if self.weights else rng.sample(self.seeds, num)
 
     def _read(self, text: str, views: Sequence[SeedView], examples: Sequence[Seed]) -> tuple[str, Belongings, str]:
         try:
@@ -147,13 +154,17 @@ class SynthesizeStage:
     """Fills every slot of the cycle."""
 
     make_sampler: Callable[[Cycle], AnswerSampler] = PracticeSampler
+    open_tools: OpenTools = open_tools
     name: str = "synthesize"
 
     async def run(self, cycle: Cycle) -> Ending | None:
         config, progress = cycle.config.synthesize, cycle.progress(self.name)
         done = {task.slot: task for task in seed_records.tasks_of(cycle.store, cycle.id)}
-        progress.begin(config.num_tasks, len(done), seed_records.writer_counts(cycle.store, cycle.id))
+        counts = Counter(seed_records.writer_counts(cycle.store, cycle.id))
+        counts.update(probe_counts(cycle))
+        progress.begin(config.num_tasks, len(done), counts)
         seeds = seed_records.seeds_of(cycle.store, cycle.id)
+        weights = weights_for(cycle, seeds) if config.curriculum else ()
         screen = await asyncio.to_thread(open_screen, cycle, seeds, done.values())
         playing = open_role(cycle, "writer", config, self.make_sampler(cycle))
         async with Writer(cycle.store) as writer, playing as model:
@@ -164,6 +175,7 @@ class SynthesizeStage:
                 seeds=seeds,
                 screen=screen,
                 model=model,
+                weights=weights,
             )
 
             async def fill(slot: int) -> None:
@@ -173,6 +185,8 @@ class SynthesizeStage:
 
             left = [slot for slot in range(config.num_tasks) if slot not in done]
             await for_each(cycle, left, fill, config.concurrency)
+        if config.probe.enabled:
+            await drop_settled_and_hopeless(cycle, self.make_sampler(cycle), self.open_tools)
         num_kept = sum(task.state == KEPT for task in seed_records.tasks_of(cycle.store, cycle.id))
         if num_kept < config.min_tasks:
             raise NothingToLearnError(
