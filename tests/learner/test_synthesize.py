@@ -14,7 +14,8 @@ from nightschool_learner.screening import HeldOut, held_out_of, task_key
 from nightschool_learner.seed_records import KEPT, Seed
 from nightschool_learner.seeds import SeedsStage
 from nightschool_learner.stages import Cycle
-from nightschool_learner.synthesize import Screen, SynthesizeStage
+from nightschool_learner.synthesis.drafts import Draft, Screen, belongings_of
+from nightschool_learner.synthesize import SynthesizeStage
 from nightschool_server.config.practice import SynthesizeConfig
 from nightschool_server.engine import Prompt, Sampling
 from nightschool_server.errors import ContextOverflowError
@@ -84,7 +85,8 @@ def test_a_written_task_is_kept_or_dropped_for_a_reason(text: str, image_of: int
     ]
     held_out = HeldOut([task_key("What does one lamp cost for Zoe?"), task_key("x y z", ["b" * 64])])
     screen = Screen(SynthesizeConfig(max_chars=1000), held_out, {task_key("paint the shop green")})
-    assert screen.judge(WrittenTask(text, image_of), examples)[0] == verdict
+    draft = Draft(text, belongings_of(WrittenTask(text, image_of), examples))
+    assert screen.look(draft, examples) == screen.admit(draft, examples) == verdict
 
 
 def test_the_application_s_held_out_tasks_are_screened() -> None:
