@@ -5,8 +5,7 @@ check is kept; else the slot is a dropped task with the reason of its last attem
 drawn from (cycle seed, slot, attempt), so a slot that is run again is the same slot; only which of two equal
 tasks of one cycle is kept depends on which was finished first.
 
-Deviation from SPORT: no image retrieval; a task about a picture reuses the picture of one of its seeds, and one about
-files the files of its seeds.
+Owns slots, attempts and the order of checks. What a draft's files are and who looks at it is `synthesis/`.
 """
 
 from __future__ import annotations
@@ -28,8 +27,18 @@ from nightschool_learner.sampling import AnswerSampler, PracticeSampler, derive_
 from nightschool_learner.screening import TaskKey, held_out_of, task_key
 from nightschool_learner.seed_records import KEPT, Attempt, Seed, TaskRow
 from nightschool_learner.stages import Cycle, Ending
-from nightschool_learner.synthesis.drafts import Draft, Drafter, Place, PlainDrafter, Screen
-from nightschool_learner.synthesis.records import FileOrigin, Verification, insert_origins, insert_verifications
+from nightschool_learner.synthesis.description_records import caption_counts
+from nightschool_learner.synthesis.drafts import Draft, Drafter, Place, Screen
+from nightschool_learner.synthesis.records import (
+    FileOrigin,
+    Verification,
+    file_counts,
+    file_counts_of,
+    insert_origins,
+    insert_verifications,
+)
+from nightschool_learner.synthesis.verifier import Verifier
+from nightschool_learner.synthesis.workshop import open_workshop
 from nightschool_learner.writer import Writer
 
 
@@ -50,6 +59,14 @@ class Slot:
         insert_origins(db, self.task.id, self.origins)
         insert_verifications(db, self.task.id, self.verifications)
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """What the stage shows of it."""
+        is_kept = self.task.state == KEPT
+        return seed_records.attempt_counts(self.attempts) | file_counts(
+            self.origins if is_kept else (), self.verifications
+        )
+
 
 @dataclass(frozen=True)
 class Author:
@@ -58,15 +75,17 @@ class Author:
     cycle_seed: int
     config: SynthesizeConfig
     seeds: Sequence[Seed]
-    drafter: Drafter
     screen: Screen
     model: Model
+    drafter: Drafter
+    verifier: Verifier | None = None
 
     async def fill(self, slot: int) -> Slot:
         """Write the task of one slot."""
         examples = self.examples(slot)
         prompt = Prompt(self.drafter.messages(examples))
         attempts: list[Attempt] = []
+        verifications: list[Verification] = []
         draft = Draft()
         for attempt in range(self.config.max_attempts):
             place = Place(self.cycle_seed, slot, attempt)
@@ -80,13 +99,14 @@ class Author:
                 continue
             answer = samples.answers[0]
             draft = await self._drafted(answer.text, examples, place)
+            verifications += [draft.verification] if draft.verification else []
             tokens = samples.num_completion_tokens or len(answer.token_ids)
             attempts.append(Attempt(answer.text, draft.verdict, tokens, draft.reason, draft.tokens))
             if draft.verdict == KEPT:
                 break
         brings = draft.brings
         task = seed_records.new_task(slot, draft.prompt, brings.images, attempts[-1].verdict, brings.files)
-        return Slot(task, tuple(attempts), tuple(examples), brings.origins)
+        return Slot(task, tuple(attempts), tuple(examples), brings.origins, tuple(verifications))
 
     def examples(self, slot: int) -> list[Seed]:
         """The seeds that slot `slot` is written from."""
@@ -103,7 +123,11 @@ class Author:
 
     async def _drafted(self, text: str, examples: Sequence[Seed], place: Place) -> Draft:
         draft = await self.drafter.draft(text, examples, place)
+        if draft.verdict == KEPT and self.verifier is not None:
+            draft = replace(draft, verdict=self.screen.look(draft, examples))
+            draft = await self.verifier.look(draft, place) if draft.verdict == KEPT else draft
         if draft.verdict == KEPT:
+            # A repaired task is another one: only now is it known what to screen for good.
             draft = replace(draft, verdict=self.screen.admit(draft, examples))
         if draft.verdict != KEPT:
             self.drafter.discard(draft)
@@ -120,26 +144,10 @@ class SynthesizeStage:
     async def run(self, cycle: Cycle) -> Ending | None:
         config, progress = cycle.config.synthesize, cycle.progress(self.name)
         done = {task.slot: task for task in seed_records.tasks_of(cycle.store, cycle.id)}
-        progress.begin(config.num_tasks, len(done), seed_records.writer_counts(cycle.store, cycle.id))
+        progress.begin(config.num_tasks, len(done), _counts(cycle))
         screen = Screen(config, held_out_of(cycle.app), known_tasks(cycle, done.values()))
-        playing = open_role(cycle, "writer", config, self.make_sampler(cycle))
-        async with Writer(cycle.store) as writer, playing as model:
-            author = Author(
-                cycle_seed=cycle.seed,
-                config=config,
-                seeds=seed_records.seeds_of(cycle.store, cycle.id),
-                drafter=PlainDrafter(cycle.tools),
-                screen=screen,
-                model=model,
-            )
-
-            async def fill(number: int) -> None:
-                slot = await author.fill(number)
-                await writer.write(lambda db: slot.insert(db, cycle.id))
-                progress.advance(**seed_records.attempt_counts(slot.attempts))
-
-            left = [slot for slot in range(config.num_tasks) if slot not in done]
-            await for_each(cycle, left, fill, config.concurrency)
+        if left := [slot for slot in range(config.num_tasks) if slot not in done]:
+            await self._fill(cycle, left, screen)
         num_kept = sum(task.state == KEPT for task in seed_records.tasks_of(cycle.store, cycle.id))
         if num_kept < config.min_tasks:
             raise NothingToLearnError(
@@ -147,6 +155,29 @@ class SynthesizeStage:
                 f"{config.min_tasks}: the stage's counts say why tasks were dropped"
             )
         return None
+
+    async def _fill(self, cycle: Cycle, slots: Sequence[int], screen: Screen) -> None:
+        config, progress = cycle.config.synthesize, cycle.progress(self.name)
+        sampler, seeds = self.make_sampler(cycle), seed_records.seeds_of(cycle.store, cycle.id)
+        async with (
+            Writer(cycle.store) as writer,
+            open_role(cycle, "writer", config, sampler) as model,
+            open_workshop(cycle, sampler, writer, seeds=seeds, screen=screen) as shop,
+        ):
+            progress.advance(0, **caption_counts(cycle.store, cycle.id))
+            author = Author(cycle.seed, config, seeds, screen, model, shop.drafter, shop.verifier)
+
+            async def fill(number: int) -> None:
+                slot = await author.fill(number)
+                await writer.write(lambda db: slot.insert(db, cycle.id))
+                progress.advance(**slot.counts)
+
+            await for_each(cycle, slots, fill, config.concurrency)
+
+
+def _counts(cycle: Cycle) -> dict[str, int]:
+    """What the rows say of the slots that are done."""
+    return seed_records.writer_counts(cycle.store, cycle.id) | file_counts_of(cycle.store, cycle.id)
 
 
 def known_tasks(cycle: Cycle, done: Collection[TaskRow]) -> set[TaskKey]:

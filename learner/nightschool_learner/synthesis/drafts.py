@@ -16,7 +16,7 @@ from nightschool_server.config.practice import SynthesizeConfig
 from nightschool_learner.prompts import SeedView, WrittenTask, parse_written_task, writer_messages
 from nightschool_learner.screening import HeldOut, TaskKey, task_key
 from nightschool_learner.seed_records import KEPT, Seed, contents_of
-from nightschool_learner.synthesis.records import FileOrigin
+from nightschool_learner.synthesis.records import FileOrigin, Verification
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Draft:
     """That in a sentence, where somebody gave one."""
     tokens: Mapping[str, int] = field(default_factory=dict)
     """By role, beside the writer's."""
+    verification: Verification | None = None
 
     @property
     def contents(self) -> tuple[str, ...]:
@@ -124,6 +125,11 @@ class Screen:
     known: set[TaskKey] = field(default_factory=set)
     """Every task kept so far, of this cycle and of earlier ones."""
 
+    def look_at_words(self, prompt: str) -> str:
+        """What can be said before there are files: `kept`, or the reason for dropping it."""
+        key = task_key(prompt)
+        return self._length(key, prompt) or self._held_out(key) or KEPT
+
     def look(self, draft: Draft, examples: Sequence[Seed]) -> str:
         """`kept`, or the reason for dropping it."""
         return self._reason(task_key(draft.prompt, draft.contents), draft.prompt, examples)
@@ -137,10 +143,16 @@ class Screen:
         return reason
 
     def _reason(self, key: TaskKey, prompt: str, examples: Sequence[Seed]) -> str:
-        if not self.config.min_words <= len(key.words) or len(prompt) > self.config.max_chars:
-            return "length"
-        if contaminated := self.held_out.match(key):
-            return f"held_out_{contaminated}"
+        if reason := self._length(key, prompt) or self._held_out(key):
+            return reason
         if any(key == task_key(seed.prompt, seed.contents) for seed in examples):
             return "copy"
         return "duplicate" if key in self.known else KEPT
+
+    def _length(self, key: TaskKey, prompt: str) -> str:
+        fits = self.config.min_words <= len(key.words) and len(prompt) <= self.config.max_chars
+        return "" if fits else "length"
+
+    def _held_out(self, key: TaskKey) -> str:
+        contaminated = self.held_out.match(key)
+        return f"held_out_{contaminated}" if contaminated else ""

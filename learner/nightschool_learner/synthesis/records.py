@@ -7,6 +7,7 @@ Owns the SQL of `task_files` and `verifications`. The task itself is `seed_recor
 from __future__ import annotations
 
 import sqlite3
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -96,3 +97,22 @@ def reuse_of(store: Store, cycle_id: str) -> dict[str, int]:
         (cycle_id,),
     )
     return {row["sha256"]: int(row["n"]) for row in rows}
+
+
+def file_counts(origins: Sequence[FileOrigin], verifications: Sequence[Verification]) -> dict[str, int]:
+    """Counts of a kept task's files, by how they came, and of what the verifier said."""
+    counts = Counter(f"files_{origin.source}" for origin in origins)
+    counts.update(f"verifier_{said.verdict}" for said in verifications)
+    return dict(counts)
+
+
+def file_counts_of(store: Store, cycle_id: str) -> dict[str, int]:
+    """`file_counts` over all tasks of a cycle."""
+    rows = store.query(
+        "SELECT 'files_' || f.source AS name, COUNT(*) AS n FROM task_files f JOIN tasks t ON t.id = f.task_id "
+        "WHERE t.cycle_id = :cycle AND t.state = 'kept' GROUP BY f.source "
+        "UNION ALL SELECT 'verifier_' || v.verdict, COUNT(*) FROM verifications v JOIN tasks t ON t.id = v.task_id "
+        "WHERE t.cycle_id = :cycle GROUP BY v.verdict",
+        {"cycle": cycle_id},
+    )
+    return {row["name"]: int(row["n"]) for row in rows}
