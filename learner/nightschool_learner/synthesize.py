@@ -10,6 +10,7 @@ Owns slots, attempts and the order of checks. What a draft's files are and who l
 
 from __future__ import annotations
 
+import asyncio
 import random
 import sqlite3
 from collections.abc import Callable, Collection, Sequence
@@ -20,11 +21,13 @@ from nightschool_server.engine import Prompt, Sampling
 from nightschool_server.errors import ContextOverflowError
 
 from nightschool_learner import seed_records
+from nightschool_learner.contamination import held_out_of
 from nightschool_learner.errors import EndpointError, NothingToLearnError
 from nightschool_learner.parallel import for_each
+from nightschool_learner.picture_index import Looks
 from nightschool_learner.roles import Model, open_role
 from nightschool_learner.sampling import AnswerSampler, PracticeSampler, derive_seed
-from nightschool_learner.screening import TaskKey, held_out_of, task_key
+from nightschool_learner.screening import Pool, task_key, words_of
 from nightschool_learner.seed_records import KEPT, Attempt, Seed, TaskRow
 from nightschool_learner.stages import Cycle, Ending
 from nightschool_learner.synthesis.description_records import caption_counts
@@ -145,9 +148,10 @@ class SynthesizeStage:
         config, progress = cycle.config.synthesize, cycle.progress(self.name)
         done = {task.slot: task for task in seed_records.tasks_of(cycle.store, cycle.id)}
         progress.begin(config.num_tasks, len(done), _counts(cycle))
-        screen = Screen(config, held_out_of(cycle.app), known_tasks(cycle, done.values()))
         if left := [slot for slot in range(config.num_tasks) if slot not in done]:
-            await self._fill(cycle, left, screen)
+            seeds = seed_records.seeds_of(cycle.store, cycle.id)
+            screen = await asyncio.to_thread(open_screen, cycle, seeds, done.values())
+            await self._fill(cycle, left, seeds, screen)
         num_kept = sum(task.state == KEPT for task in seed_records.tasks_of(cycle.store, cycle.id))
         if num_kept < config.min_tasks:
             raise NothingToLearnError(
@@ -156,9 +160,8 @@ class SynthesizeStage:
             )
         return None
 
-    async def _fill(self, cycle: Cycle, slots: Sequence[int], screen: Screen) -> None:
-        config, progress = cycle.config.synthesize, cycle.progress(self.name)
-        sampler, seeds = self.make_sampler(cycle), seed_records.seeds_of(cycle.store, cycle.id)
+    async def _fill(self, cycle: Cycle, slots: Sequence[int], seeds: Sequence[Seed], screen: Screen) -> None:
+        config, progress, sampler = cycle.config.synthesize, cycle.progress(self.name), self.make_sampler(cycle)
         async with (
             Writer(cycle.store) as writer,
             open_role(cycle, "writer", config, sampler) as model,
@@ -180,8 +183,16 @@ def _counts(cycle: Cycle) -> dict[str, int]:
     return seed_records.writer_counts(cycle.store, cycle.id) | file_counts_of(cycle.store, cycle.id)
 
 
-def known_tasks(cycle: Cycle, done: Collection[TaskRow]) -> set[TaskKey]:
-    """Keys of the tasks kept by this cycle so far and by every other one."""
-    known = {task_key(task.prompt, task.contents) for task in done if task.state == KEPT}
-    others = seed_records.tasks_of_other_cycles(cycle.store, cycle.id)
-    return known | {task_key(prompt, contents) for prompt, contents in others}
+def open_screen(cycle: Cycle, seeds: Sequence[Seed], done: Collection[TaskRow]) -> Screen:
+    """The checks of a cycle. Knows the tasks that it kept so far, `done`, and those of every other cycle."""
+    look = Looks(cycle.store.get_blob)
+    for seed in seeds:
+        for sha256 in seed.images:
+            look(sha256)  # now, in a thread: a large picture would hold up the event loop
+    pool = Pool(cycle.config.screen, [words_of(seed.prompt) for seed in seeds], look)
+    for task in done:
+        if task.state == KEPT:
+            pool.add(task_key(task.prompt, task.contents))
+    for prompt, contents in seed_records.tasks_of_other_cycles(cycle.store, cycle.id):
+        pool.add(task_key(prompt, contents))
+    return Screen(cycle.config.synthesize, held_out_of(cycle, look), pool)

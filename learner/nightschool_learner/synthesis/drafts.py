@@ -14,7 +14,7 @@ from nightschool_server.chat import File, Message, ToolSpec
 from nightschool_server.config.practice import SynthesizeConfig
 
 from nightschool_learner.prompts import SeedView, WrittenTask, parse_written_task, writer_messages
-from nightschool_learner.screening import HeldOut, TaskKey, task_key
+from nightschool_learner.screening import HeldOut, Pool, TaskKey, task_key
 from nightschool_learner.seed_records import KEPT, Seed, contents_of
 from nightschool_learner.synthesis.records import FileOrigin, Verification
 
@@ -122,8 +122,7 @@ class Screen:
 
     config: SynthesizeConfig
     held_out: HeldOut
-    known: set[TaskKey] = field(default_factory=set)
-    """Every task kept so far, of this cycle and of earlier ones."""
+    known: Pool
 
     def look_at_words(self, prompt: str) -> str:
         """What can be said before there are files: `kept`, or the reason for dropping it."""
@@ -147,7 +146,7 @@ class Screen:
             return reason
         if any(key == task_key(seed.prompt, seed.contents) for seed in examples):
             return "copy"
-        return "duplicate" if key in self.known else KEPT
+        return self.known.match(key) or KEPT
 
     def _length(self, key: TaskKey, prompt: str) -> str:
         fits = self.config.min_words <= len(key.words) and len(prompt) <= self.config.max_chars
