@@ -20,7 +20,7 @@ from nightschool_server.agent.episode import Episode
 from nightschool_server.agent.formats import open_format
 from nightschool_server.agent.limits import call_limits, episode_limits
 from nightschool_server.agent.loop import run_episode
-from nightschool_server.agent.toolbox import open_tools
+from nightschool_server.agent.toolbox import Toolbox, open_tools
 from nightschool_server.chat import Message, system, user
 from nightschool_server.errors import InvalidRequestError
 from nightschool_server.ids import new_id
@@ -33,10 +33,12 @@ from nightschool_learner.audit import audit_cycle, check_answers
 from nightschool_learner.budget import Budget, BudgetSpentError
 from nightschool_learner.comparisons import Court
 from nightschool_learner.coverage import coverage_of
+from nightschool_learner.critic_drift import check_drift
 from nightschool_learner.critics import open_critic
 from nightschool_learner.critique import Critic
 from nightschool_learner.errors import NothingToLearnError
 from nightschool_learner.meter import Meter, MeteredSampler, clocks_of, unseen
+from nightschool_learner.panel import Panel
 from nightschool_learner.panels import open_panel
 from nightschool_learner.parallel import for_each
 from nightschool_learner.practice import Practice, PracticeActor, RefusedPickError
@@ -61,6 +63,8 @@ class ExploreStage:
 
     make_sampler: Callable[[Cycle], AnswerSampler] = PracticeSampler
     open_critic: Callable[[Cycle, AnswerSampler], AbstractAsyncContextManager[Critic]] = open_critic
+    open_panel: Callable[[Cycle, AnswerSampler], AbstractAsyncContextManager[Panel]] = open_panel
+    open_tools: Callable[..., AbstractAsyncContextManager[Toolbox]] = open_tools
     name: str = "explore"
 
     async def run(self, cycle: Cycle) -> Ending | None:
@@ -78,7 +82,7 @@ class ExploreStage:
         remove_tree(workspaces)
         num_workers = cycle.config.explore.num_tool_workers
         limits = call_limits(cycle.agent)
-        opening = open_tools(cycle.app, cycle.app_ref, num_workers=num_workers, limits=limits, purpose="practice")
+        opening = self.open_tools(cycle.app, cycle.app_ref, num_workers=num_workers, limits=limits, purpose="practice")
         served = self.make_sampler(cycle)
         read_busy_s = served.engine_busy_s if isinstance(served, PracticeSampler) else unseen
         meter = Meter(explored, cycle.resumed, read_busy_s)
@@ -88,7 +92,7 @@ class ExploreStage:
             Writer(cycle.store) as writer,
             opening as tools,
             self.open_critic(cycle, sampler) as critic,
-            open_panel(cycle, sampler) as panel,
+            self.open_panel(cycle, sampler) as panel,
             open_format(cycle.agent) as action_format,
         ):
             if ending := await audit_cycle(cycle, critic, panel):
@@ -151,8 +155,9 @@ class CritiqueStage:
     async def run(self, cycle: Cycle) -> Ending | None:
         num_compared = practice_counts.num_critiques(cycle.store, cycle.id)
         counts = practice_counts.critique_counts(cycle.store, cycle.id)
-        cycle.progress(self.name).begin(num_compared, num_compared, counts)
-        return check_answers(cycle)
+        progress = cycle.progress(self.name)
+        progress.begin(num_compared, num_compared, counts)
+        return check_answers(cycle) or check_drift(cycle, progress)
 
 
 async def _rollout(practice: Practice, cycle: Cycle, task: TaskRow, known: RolloutRow | None, workspaces: Path) -> None:

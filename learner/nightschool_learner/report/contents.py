@@ -300,6 +300,8 @@ class Report:
     critic: CriticFigures
     critic_audit: Mapping[str, Any] | None
     """The critic against the gold set, as `audit.Audit.to_json` gives it."""
+    critic_drifts: tuple[str, ...]
+    """How it answered otherwise than in earlier cycles, a sentence each."""
     training: Training | None
     evaluation: EvaluationRow | None
     changed: tuple[Changed, ...]

@@ -102,7 +102,7 @@ CREATE TABLE duels (
     -- NULL where nobody could be sure.
     why TEXT NOT NULL,
     margin REAL NOT NULL,
-    component TEXT NOT NULL, seconds REAL NOT NULL DEFAULT 0,
+    component TEXT NOT NULL,
     PRIMARY KEY (step_id, a, b)
 );
 CREATE TABLE endpoint_calls (
@@ -223,6 +223,16 @@ CREATE TABLE feedback (
     created_at REAL NOT NULL
 );
 INSERT INTO "feedback" VALUES('fb_1','resp_1',NULL,'alice',0,NULL,'no','',2.0);
+CREATE TABLE held_out_tasks (
+    digest TEXT PRIMARY KEY,
+    -- sha256 over prompt and pictures.
+    prompt TEXT NOT NULL,
+    images TEXT NOT NULL,
+    -- JSON: sha256 each.
+    looks TEXT NOT NULL,
+    -- JSON: how each of them looks, base64 of hashes and blocks.
+    met_at REAL NOT NULL
+);
 CREATE TABLE labels (
     step_id TEXT NOT NULL REFERENCES steps(id) ON DELETE CASCADE,
     a INTEGER NOT NULL,
@@ -358,10 +368,10 @@ CREATE TABLE steps (
     -- Position of the candidate that the trajectory continued from.
     picked_by TEXT NOT NULL DEFAULT '',
     -- 'facts', 'critic' or 'fallback' (the critic abstained: no pair).
-    created_at REAL NOT NULL, simulated INTEGER NOT NULL DEFAULT 0, abstention TEXT NOT NULL DEFAULT '', num_tokens INTEGER NOT NULL DEFAULT 0, num_calls INTEGER NOT NULL DEFAULT 0,
+    created_at REAL NOT NULL, simulated INTEGER NOT NULL DEFAULT 0, abstention TEXT NOT NULL DEFAULT '',
     UNIQUE (rollout_id, position)
 );
-INSERT INTO "steps" VALUES('step_1','roll_1',0,'[]',0,'critic',2.0,0,'',5,0);
+INSERT INTO "steps" VALUES('step_1','roll_1',0,'[]',0,'critic',2.0,0,'');
 CREATE TABLE task_blobs (
     task_id TEXT NOT NULL REFERENCES tasks(id) ON DELETE CASCADE,
     sha256 TEXT NOT NULL REFERENCES blobs(sha256),
