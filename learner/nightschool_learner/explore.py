@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nightschool_server.agent.episode import Episode
+from nightschool_server.agent.executors import ToolExecutor
 from nightschool_server.agent.formats import open_format
 from nightschool_server.agent.limits import call_limits, episode_limits
 from nightschool_server.agent.loop import run_episode
-from nightschool_server.agent.toolbox import Toolbox, open_tools
+from nightschool_server.agent.toolbox import open_tools
 from nightschool_server.chat import Message, system, user
 from nightschool_server.errors import InvalidRequestError
 from nightschool_server.ids import new_id
@@ -64,7 +65,7 @@ class ExploreStage:
     make_sampler: Callable[[Cycle], AnswerSampler] = PracticeSampler
     open_critic: Callable[[Cycle, AnswerSampler], AbstractAsyncContextManager[Critic]] = open_critic
     open_panel: Callable[[Cycle, AnswerSampler], AbstractAsyncContextManager[Panel]] = open_panel
-    open_tools: Callable[..., AbstractAsyncContextManager[Toolbox]] = open_tools
+    open_tools: Callable[..., AbstractAsyncContextManager[ToolExecutor]] = open_tools
     name: str = "explore"
 
     async def run(self, cycle: Cycle) -> Ending | None:
