@@ -20,8 +20,8 @@ def build(store: Store, cycle_id: str, held_out: EvaluationSet | None = None) ->
     facts = figures.cycle_facts(store, cycle_id)
     stages = figures.stage_facts(store, cycle_id)
     counts = figures.funnel_counts(store, cycle_id)
-    practice = figures.practice_figures(store, cycle_id)
-    critic = figures.critic_figures(store, cycle_id, stages)
+    practice = figures.practice_figures(store, cycle_id, stages)
+    critic = figures.critic_figures(store, cycle_id, stages, counts["pairs"])
     evaluation = evaluation_of(store, cycle_id)
     return Report(
         cycle=facts,

@@ -93,17 +93,6 @@ CREATE TABLE cycles (
     ended_at REAL
 );
 INSERT INTO "cycles" VALUES('cycle_1','promoted','manual','try','[]','{}',0,NULL,NULL,'',NULL,0,NULL,NULL,1.0,NULL,NULL);
-CREATE TABLE descriptions (
-    sha256 TEXT NOT NULL REFERENCES blobs(sha256) ON DELETE CASCADE,
-    model TEXT NOT NULL,
-    -- Who described it; 'text' where it is the file's own text.
-    text TEXT NOT NULL,
-    tokens INTEGER NOT NULL,
-    cycle_id TEXT REFERENCES cycles(id),
-    -- That paid for it.
-    created_at REAL NOT NULL,
-    PRIMARY KEY (sha256, model)
-);
 CREATE TABLE duels (
     step_id TEXT NOT NULL REFERENCES steps(id) ON DELETE CASCADE,
     a INTEGER NOT NULL,
@@ -113,17 +102,8 @@ CREATE TABLE duels (
     -- NULL where nobody could be sure.
     why TEXT NOT NULL,
     margin REAL NOT NULL,
-    component TEXT NOT NULL,
+    component TEXT NOT NULL, seconds REAL NOT NULL DEFAULT 0,
     PRIMARY KEY (step_id, a, b)
-);
-CREATE TABLE embeddings (
-    sha256 TEXT NOT NULL REFERENCES blobs(sha256) ON DELETE CASCADE,
-    digest TEXT NOT NULL,
-    -- sha256 of the text that was embedded.
-    model TEXT NOT NULL,
-    vector BLOB NOT NULL,
-    -- float32, little-endian, of length 1.
-    PRIMARY KEY (sha256, digest, model)
 );
 CREATE TABLE endpoint_calls (
     id TEXT PRIMARY KEY,
@@ -388,31 +368,14 @@ CREATE TABLE steps (
     -- Position of the candidate that the trajectory continued from.
     picked_by TEXT NOT NULL DEFAULT '',
     -- 'facts', 'critic' or 'fallback' (the critic abstained: no pair).
-    created_at REAL NOT NULL, simulated INTEGER NOT NULL DEFAULT 0, abstention TEXT NOT NULL DEFAULT '',
+    created_at REAL NOT NULL, simulated INTEGER NOT NULL DEFAULT 0, abstention TEXT NOT NULL DEFAULT '', num_tokens INTEGER NOT NULL DEFAULT 0, num_calls INTEGER NOT NULL DEFAULT 0,
     UNIQUE (rollout_id, position)
 );
-INSERT INTO "steps" VALUES('step_1','roll_1',0,'[]',0,'critic',2.0,0,'');
+INSERT INTO "steps" VALUES('step_1','roll_1',0,'[]',0,'critic',2.0,0,'',5,0);
 CREATE TABLE task_blobs (
     task_id TEXT NOT NULL REFERENCES tasks(id) ON DELETE CASCADE,
     sha256 TEXT NOT NULL REFERENCES blobs(sha256),
     PRIMARY KEY (task_id, sha256)
-);
-CREATE TABLE task_files (
-    task_id TEXT NOT NULL REFERENCES tasks(id) ON DELETE CASCADE,
-    position INTEGER NOT NULL,
-    name TEXT NOT NULL,
-    type TEXT NOT NULL,
-    -- 'picture' for one that the assistant is shown.
-    description TEXT NOT NULL,
-    source TEXT NOT NULL CHECK (source IN ('retrieved', 'made')),
-    sha256 TEXT NOT NULL,
-    similarity REAL NOT NULL,
-    response_id TEXT NOT NULL,
-    -- The request that brought a retrieved one; '' for a made one.
-    num_attempts INTEGER NOT NULL,
-    code TEXT NOT NULL,
-    -- Of a made one: programs that were written for it, and the one that made it.
-    PRIMARY KEY (task_id, position)
 );
 CREATE TABLE task_seeds (
     task_id TEXT NOT NULL REFERENCES tasks(id) ON DELETE CASCADE,
@@ -430,10 +393,10 @@ CREATE TABLE tasks (
     -- 'kept' or the reason for which it was dropped.
     raw TEXT NOT NULL,
     tokens INTEGER NOT NULL DEFAULT 0,
-    created_at REAL NOT NULL, files TEXT NOT NULL DEFAULT '[]', role_tokens TEXT NOT NULL DEFAULT '{}',
+    created_at REAL NOT NULL, files TEXT NOT NULL DEFAULT '[]',
     UNIQUE (cycle_id, slot)
 );
-INSERT INTO "tasks" VALUES('task_1','cycle_1',0,'a task','[]','kept','[]',3,2.0,'[]','{}');
+INSERT INTO "tasks" VALUES('task_1','cycle_1',0,'a task','[]','kept','[]',3,2.0,'[]');
 CREATE TABLE tokens (
     name TEXT PRIMARY KEY,
     scope TEXT NOT NULL CHECK (scope IN ('user', 'admin')),
@@ -455,15 +418,6 @@ CREATE TABLE verdicts (
     cost REAL NOT NULL,
     created_at REAL NOT NULL
 );
-CREATE TABLE verifications (
-    task_id TEXT NOT NULL REFERENCES tasks(id) ON DELETE CASCADE,
-    attempt INTEGER NOT NULL,
-    verdict TEXT NOT NULL CHECK (verdict IN ('keep', 'repair', 'drop', 'unreadable')),
-    reason TEXT NOT NULL,
-    original TEXT NOT NULL,
-    -- The task as the writer wrote it.
-    PRIMARY KEY (task_id, attempt)
-);
 CREATE INDEX events_subject ON events (subject, id);
 CREATE UNIQUE INDEX requests_request_id ON requests (caller, request_id) WHERE request_id IS NOT NULL;
 CREATE INDEX requests_created ON requests (created_at);
@@ -476,6 +430,5 @@ CREATE INDEX task_blobs_sha256 ON task_blobs (sha256);
 CREATE INDEX endpoint_calls_cycle ON endpoint_calls (cycle_id, role);
 CREATE INDEX verdicts_cycle ON verdicts (cycle_id);
 CREATE INDEX audits_cycle ON audits (cycle_id, created_at);
-CREATE INDEX descriptions_cycle ON descriptions (cycle_id);
 COMMIT;
 PRAGMA user_version = 9;
