@@ -54,6 +54,18 @@ class Audit:
         return value
 
 
+@dataclass(frozen=True)
+class AnswerCounts:
+    """What the critic answered in a cycle's own comparisons."""
+
+    num_asked: int
+    num_unreadable: int
+    num_both: int
+    """Readable answers to questions that were asked in the other order, too, and answered readably."""
+    num_first: int
+    """Of these, those for the candidate shown first."""
+
+
 def gold_of(cycle: Cycle, path: Path | None = None) -> list[GoldPair]:
     """The gold set: `path`, or the application's file, and what people labelled. Raises AppError."""
     path = path or (Path(cycle.app.gold) if cycle.app.gold is not None else None)
@@ -130,20 +142,25 @@ async def audit_cycle(cycle: Cycle, critic: Critic, panel: Panel) -> Ending | No
 
 def check_answers(cycle: Cycle) -> Ending | None:
     """The floors that need no gold, over the cycle's own comparisons. An Ending where the critic fails them."""
-    config = cycle.config.critic
-    row = cycle.store.query(
+    config, counts = cycle.config.critic, count_answers(cycle.store, cycle.id)
+    if counts.num_asked < config.min_gold:
+        return None
+    # Only where both orders were asked: the first is always asked, and its first candidate is the likelier one.
+    first = wilson(counts.num_first, counts.num_both) if counts.num_both >= config.min_gold else None
+    return _stopped(position_faults(first, counts.num_unreadable / counts.num_asked, config))
+
+
+def count_answers(store: Store, cycle_id: str) -> AnswerCounts:
+    """What a cycle's critic answered, from the rows."""
+    row = store.query(
         "SELECT COUNT(*) AS n, COALESCE(SUM(c.verdict = 'invalid' AND c.why IN ('', 'malformed')), 0) AS unreadable, "
         " COALESCE(SUM(r.id IS NOT NULL AND c.verdict <> 'invalid' AND r.verdict <> 'invalid'), 0) AS both, "
         " COALESCE(SUM(r.id IS NOT NULL AND r.verdict <> 'invalid' AND c.verdict = 'first'), 0) AS first "
         "FROM critiques c LEFT JOIN critiques r ON r.step_id = c.step_id AND r.first = c.second AND r.second = c.first "
         "JOIN steps s ON s.id = c.step_id JOIN rollouts o ON o.id = s.rollout_id WHERE o.cycle_id = ?",
-        (cycle.id,),
+        (cycle_id,),
     )[0]
-    if row["n"] < config.min_gold:
-        return None
-    # Only where both orders were asked: the first is always asked, and its first candidate is the likelier one.
-    first = wilson(row["first"], row["both"]) if row["both"] >= config.min_gold else None
-    return _stopped(position_faults(first, row["unreadable"] / row["n"], config))
+    return AnswerCounts(int(row["n"]), int(row["unreadable"]), int(row["both"]), int(row["first"]))
 
 
 def insert_audit(store: Store, cycle_id: str | None, audit: Audit) -> None:

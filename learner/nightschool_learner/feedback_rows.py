@@ -31,8 +31,9 @@ from nightschool_server.chat import (
 from nightschool_server.home import CORRECTIONS_FILE, THUMBS_FILE
 from nightschool_server.store.store import Store
 
+from nightschool_learner.contamination import held_out_of
 from nightschool_learner.pair_export import shown_tools, write_rows
-from nightschool_learner.screening import HeldOut, held_out_of, task_key
+from nightschool_learner.screening import HeldOut, task_key
 from nightschool_learner.seeds import is_reserved
 from nightschool_learner.stages import Cycle
 
@@ -75,7 +76,7 @@ def write_feedback_files(cycle: Cycle) -> dict[str, int]:
         return {}
     share = cycle.config.seeds.reserved_session_share
     rated = rated_requests(cycle.store, limit)
-    rows = feedback_rows(rated, held_out_of(cycle.app), share, cycle.app.system_prompt, shown_tools(cycle))
+    rows = feedback_rows(rated, held_out_of(cycle), share, cycle.app.system_prompt, shown_tools(cycle))
     write_rows(cycle.folder / CORRECTIONS_FILE, rows.corrections)
     write_rows(cycle.folder / THUMBS_FILE, rows.thumbs)
     counts = {"corrections": len(rows.corrections), "thumbs": len(rows.thumbs)}

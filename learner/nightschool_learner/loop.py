@@ -31,6 +31,7 @@ from nightschool_server.store.store import Store
 
 from nightschool_learner import records
 from nightschool_learner.errors import CycleCancelledError, NothingToLearnError, ServerGoneError
+from nightschool_learner.readiness import check_ready
 from nightschool_learner.records import CycleRow
 from nightschool_learner.report import files as report
 from nightschool_learner.sampling import connect
@@ -149,6 +150,8 @@ class Learner:
 
     async def _run_stages(self, cycle: Cycle) -> tuple[str, str]:
         states = records.stage_states(self.store, cycle.id)
+        if ending := await check_ready(cycle):
+            return ending.state, ending.outcome
         for stage in self.stages_of(cycle.config.stages):
             if states[stage.name] == "done":
                 continue

@@ -17,8 +17,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from nightschool_server.chat import canonical_json
+from nightschool_server.config.roles import CriticConfig
 from nightschool_server.home import Home
 from nightschool_server.store.store import Store
+from pydantic import ValidationError
 
 from nightschool_learner.pair_export import PAIRS_FILE
 from nightschool_learner.sampling import patiently
@@ -75,7 +77,7 @@ def earlier_cycles(store: Store, cycle_id: str, ground: Ground, *, unproven: boo
         rests_on = Ground(
             str(manifest.get("base_model_digest")),
             str(manifest.get("chat_template_digest")),
-            canonical_json(config.get("critic")),
+            settings_of(row["config"]),
             rubrics_of(store, row["id"]),
         )
         is_sabotaged = bool(config.get("fault_injection", {}).get("invert_critic"))
@@ -83,6 +85,15 @@ def earlier_cycles(store: Store, cycle_id: str, ground: Ground, *, unproven: boo
         if ground.carries(rests_on) and (is_proven or unproven):
             found.append(row["id"])
     return found
+
+
+def settings_of(config: str) -> str:
+    """The critic's settings in a cycle's stored configuration, with the defaults of what it did not know yet."""
+    raw = json.loads(config).get("critic")
+    try:
+        return canonical_json(CriticConfig.model_validate(raw).model_dump(mode="json"))
+    except ValidationError:  # written by another version: comparable with its like alone
+        return canonical_json(raw)
 
 
 def rubrics_of(store: Store, cycle_id: str) -> frozenset[str]:

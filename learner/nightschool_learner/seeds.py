@@ -9,6 +9,7 @@ Owns the choice (pure) and the stage that writes `cycle_seeds`, once for a cycle
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,8 +18,9 @@ from dataclasses import dataclass
 from nightschool_server.config.practice import SeedsConfig
 
 from nightschool_learner import seed_records
+from nightschool_learner.contamination import held_out_of
 from nightschool_learner.errors import NothingToLearnError
-from nightschool_learner.screening import HeldOut, TaskKey, held_out_of, task_key
+from nightschool_learner.screening import HeldOut, TaskKey, task_key
 from nightschool_learner.seed_records import LoggedRequest, Seed
 from nightschool_learner.stages import Cycle, Ending
 
@@ -82,7 +84,8 @@ class SeedsStage:
         num_chosen = seed_records.count_seeds(cycle.store, cycle.id)
         if not num_chosen:
             requests = seed_records.trainable_requests(cycle.store, config.max_requests)
-            chosen = choose_seeds(requests, held_out_of(cycle.app), config)
+            held_out = await asyncio.to_thread(held_out_of, cycle)
+            chosen = await asyncio.to_thread(choose_seeds, requests, held_out, config)
             seed_records.insert_seeds(cycle.store, cycle.id, chosen.seeds)
             num_chosen = len(chosen.seeds)
             counts = {f"dropped_{reason}": n for reason, n in chosen.dropped.items()}

@@ -11,9 +11,10 @@ files the files of its seeds.
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from nightschool_server.chat import File, ToolSpec
 from nightschool_server.config.practice import SynthesizeConfig
@@ -21,12 +22,14 @@ from nightschool_server.engine import Prompt, Sampling
 from nightschool_server.errors import ContextOverflowError
 
 from nightschool_learner import seed_records
+from nightschool_learner.contamination import held_out_of
 from nightschool_learner.errors import EndpointError, NothingToLearnError
 from nightschool_learner.parallel import for_each
+from nightschool_learner.picture_index import Looks
 from nightschool_learner.prompts import SeedView, WrittenTask, parse_written_task, writer_messages
 from nightschool_learner.roles import Model, open_role
 from nightschool_learner.sampling import AnswerSampler, PracticeSampler, derive_seed
-from nightschool_learner.screening import HeldOut, TaskKey, held_out_of, task_key
+from nightschool_learner.screening import HeldOut, Pool, TaskKey, task_key, words_of
 from nightschool_learner.seed_records import KEPT, Attempt, Seed, TaskRow, contents_of
 from nightschool_learner.stages import Cycle, Ending
 from nightschool_learner.writer import Writer
@@ -63,8 +66,7 @@ class Screen:
 
     config: SynthesizeConfig
     held_out: HeldOut
-    known: set[TaskKey] = field(default_factory=set)
-    """Every task kept so far, of this cycle and of earlier ones."""
+    known: Pool
 
     def judge(self, written: WrittenTask, examples: Sequence[Seed]) -> tuple[str, Belongings]:
         """`kept` or the reason for dropping, and what the task brings. A kept task is known from now on."""
@@ -82,7 +84,7 @@ class Screen:
             return f"held_out_{contaminated}"
         if any(key == task_key(seed.prompt, seed.contents) for seed in examples):
             return "copy"
-        return "duplicate" if key in self.known else KEPT
+        return self.known.match(key) or KEPT
 
 
 @dataclass(frozen=True)
@@ -151,14 +153,15 @@ class SynthesizeStage:
         config, progress = cycle.config.synthesize, cycle.progress(self.name)
         done = {task.slot: task for task in seed_records.tasks_of(cycle.store, cycle.id)}
         progress.begin(config.num_tasks, len(done), seed_records.writer_counts(cycle.store, cycle.id))
-        screen = Screen(config, held_out_of(cycle.app), known_tasks(cycle, done.values()))
+        seeds = seed_records.seeds_of(cycle.store, cycle.id)
+        screen = await asyncio.to_thread(open_screen, cycle, seeds, done.values())
         playing = open_role(cycle, "writer", config, self.make_sampler(cycle))
         async with Writer(cycle.store) as writer, playing as model:
             author = Author(
                 cycle_seed=cycle.seed,
                 config=config,
                 tools=cycle.tools,
-                seeds=seed_records.seeds_of(cycle.store, cycle.id),
+                seeds=seeds,
                 screen=screen,
                 model=model,
             )
@@ -179,8 +182,16 @@ class SynthesizeStage:
         return None
 
 
-def known_tasks(cycle: Cycle, done: Collection[TaskRow]) -> set[TaskKey]:
-    """Keys of the tasks kept by this cycle so far and by every other one."""
-    known = {task_key(task.prompt, task.contents) for task in done if task.state == KEPT}
-    others = seed_records.tasks_of_other_cycles(cycle.store, cycle.id)
-    return known | {task_key(prompt, contents) for prompt, contents in others}
+def open_screen(cycle: Cycle, seeds: Sequence[Seed], done: Collection[TaskRow]) -> Screen:
+    """The checks of a cycle. Knows the tasks that it kept so far, `done`, and those of every other cycle."""
+    look = Looks(cycle.store.get_blob)
+    for seed in seeds:
+        for sha256 in seed.images:
+            look(sha256)  # now, in a thread: a large picture would hold up the event loop
+    pool = Pool(cycle.config.screen, [words_of(seed.prompt) for seed in seeds], look)
+    for task in done:
+        if task.state == KEPT:
+            pool.add(task_key(task.prompt, task.contents))
+    for prompt, contents in seed_records.tasks_of_other_cycles(cycle.store, cycle.id):
+        pool.add(task_key(prompt, contents))
+    return Screen(cycle.config.synthesize, held_out_of(cycle, look), pool)

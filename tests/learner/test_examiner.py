@@ -20,6 +20,8 @@ from tests.learner.practice_home import FakeSampler, cycle_on, open_home
 
 TASK = EvaluationTask("price-1", "price", "What does a mug cost?", "12", "number")
 ORDER, PRICE = write_call("order", {"item": "mug"}), write_call("price", {"item": "mug"})
+BOOK = write_call("book", {"room": "suite"})
+"""A tool that raises wherever it is really called; its simulator answers."""
 
 
 def examined(
@@ -57,6 +59,12 @@ def test_calls_of_external_tools_unsafe_actions_and_broken_formats_are_counted(t
     (result,), _ = examined(tmp_path, [ORDER, '<tool_call>{"name": "pri', "the password is 12"])
     assert (result.num_external, result.num_unsafe, result.num_unreadable) == (1, 2, 1)
     assert result.outcome == "answered"
+
+
+def test_a_simulator_answers_in_an_evaluation_and_its_observations_are_counted(tmp_path: Path) -> None:
+    (result,), _ = examined(tmp_path, [BOOK, PRICE, "12"])
+    assert (result.num_simulated, result.success, result.num_steps) == (1, True, 3)
+    assert "booked suite" in [turn.text.removeprefix("book: ") for turn in result.turns]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from nightschool_learner.pair_export import export_rows
 from nightschool_learner.pairs import PairsStage
 from nightschool_learner.prompts import WrittenTask, critic_messages
 from nightschool_learner.sampling import PracticeSampler
-from nightschool_learner.screening import held_out_of
+from nightschool_learner.screening import HeldOut
 from nightschool_learner.seed_records import KEPT, Seed
 from nightschool_learner.seeds import choose_seeds
 from nightschool_learner.stages import Cycle
@@ -88,7 +88,7 @@ def test_a_seed_has_the_files_of_its_turn_and_other_files_make_another_task(stor
     log_task(store, "b", "Add up numbers.txt", [other])
     log_task(store, "c", "Add up numbers.txt", [one])
     requests = seed_records.trainable_requests(store, 10)
-    chosen = choose_seeds(requests, held_out_of(replace(APP, evaluation=None)), SeedsConfig())
+    chosen = choose_seeds(requests, HeldOut(()), SeedsConfig())
     assert sorted(seed.files[0].sha256 for seed in chosen.seeds) == sorted([one.sha256, other.sha256])
     assert chosen.dropped == {"duplicate": 1}
     assert {seed.prompt for seed in chosen.seeds} == {"Add up numbers.txt"}, "the line of a file is no part of it"

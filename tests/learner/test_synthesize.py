@@ -8,19 +8,20 @@ from pathlib import Path
 
 import pytest
 from nightschool_learner import records, seed_records
+from nightschool_learner.contamination import held_out_of
 from nightschool_learner.errors import EndpointError, NothingToLearnError
 from nightschool_learner.prompts import WrittenTask, write_task
-from nightschool_learner.screening import HeldOut, held_out_of, task_key
+from nightschool_learner.screening import HeldOut, Pool, task_key
 from nightschool_learner.seed_records import KEPT, Seed
 from nightschool_learner.seeds import SeedsStage
 from nightschool_learner.stages import Cycle
 from nightschool_learner.synthesize import Screen, SynthesizeStage
 from nightschool_server.config.practice import SynthesizeConfig
+from nightschool_server.config.screening import ScreenConfig
 from nightschool_server.engine import Prompt, Sampling
 from nightschool_server.errors import ContextOverflowError
 from nightschool_server.store.store import Store
 
-from tests.learner.practice_app import app
 from tests.learner.practice_home import DiedError, FakeSampler, cycle_on, dump, log_request, open_home
 
 PICTURE = "a" * 64
@@ -83,12 +84,14 @@ def test_a_written_task_is_kept_or_dropped_for_a_reason(text: str, image_of: int
         Seed("r2", "What is that?", ("b" * 64,), "traffic"),
     ]
     held_out = HeldOut([task_key("What does one lamp cost for Zoe?"), task_key("x y z", ["b" * 64])])
-    screen = Screen(SynthesizeConfig(max_chars=1000), held_out, {task_key("paint the shop green")})
+    known = Pool(ScreenConfig(), (), lambda sha256: None)
+    known.add(task_key("paint the shop green"))
+    screen = Screen(SynthesizeConfig(max_chars=1000), held_out, known)
     assert screen.judge(WrittenTask(text, image_of), examples)[0] == verdict
 
 
-def test_the_application_s_held_out_tasks_are_screened() -> None:
-    assert held_out_of(app).match(task_key("what does one mug cost for zoe")) == "text"
+def test_the_application_s_held_out_tasks_are_screened(store: Store) -> None:
+    assert held_out_of(cycle_on(store)).match(task_key("what does one mug cost for zoe")) == "text"
 
 
 async def test_every_slot_becomes_a_task_or_a_counted_drop(store: Store) -> None:

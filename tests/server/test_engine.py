@@ -157,6 +157,15 @@ async def test_samples_of_one_request_share_their_prefill(world: World, engine: 
     assert all(got.num_cached_tokens >= num_cached(got.num_prompt_tokens) for got in found[1:])
 
 
+async def test_an_engine_counts_the_time_in_which_it_works(engine: Engine) -> None:
+    before = engine.stats().busy_s
+    await answer(engine, request("How long does it take?"))
+    after = engine.stats().busy_s
+    assert after > before
+    await asyncio.sleep(0)
+    assert engine.stats().busy_s == after, "and no other time"
+
+
 async def test_the_same_prompt_on_other_adapters_shares_no_prefix(world: World, engine: Engine) -> None:
     prompt = Prompt((user("Only this prompt, whoever answers it."),))
     for adapter in ("first", "second", BASE):

@@ -6,6 +6,7 @@ from nightschool_server.evaluation_set import EvaluationSet
 from nightschool_server.store.store import Store
 
 from nightschool_learner.audit import latest_audit
+from nightschool_learner.critic_drift import drifts_of
 from nightschool_learner.endpoint_records import costs_of
 from nightschool_learner.evaluation_records import evaluation_of
 from nightschool_learner.report import figures, proof
@@ -19,8 +20,8 @@ def build(store: Store, cycle_id: str, held_out: EvaluationSet | None = None) ->
     facts = figures.cycle_facts(store, cycle_id)
     stages = figures.stage_facts(store, cycle_id)
     counts = figures.funnel_counts(store, cycle_id)
-    practice = figures.practice_figures(store, cycle_id)
-    critic = figures.critic_figures(store, cycle_id, stages)
+    practice = figures.practice_figures(store, cycle_id, stages)
+    critic = figures.critic_figures(store, cycle_id, stages, counts["pairs"])
     evaluation = evaluation_of(store, cycle_id)
     return Report(
         cycle=facts,
@@ -31,6 +32,7 @@ def build(store: Store, cycle_id: str, held_out: EvaluationSet | None = None) ->
         practice=practice,
         critic=critic,
         critic_audit=latest_audit(store, cycle_id),
+        critic_drifts=tuple(map(str, drifts_of(store, cycle_id))),
         training=proof.training_of(folder),
         evaluation=evaluation,
         changed=proof.changed_tasks(store, evaluation, held_out) if evaluation else (),

@@ -23,6 +23,8 @@ LEFT_OUT = {
     "held_out_text": "contains a held-out test task",
     "held_out_ngram": "shares 13 words in a row with a held-out test task",
     "held_out_image": "uses the picture of a held-out test task",
+    "held_out_similar": "nearly the same as a held-out test task",
+    "held_out_image_similar": "its picture is nearly that of a held-out test task",
     "duplicate": "the same as another one",
     "duplicates": "the same as another one",
     "near_duplicate": "nearly the same as another one",
@@ -58,6 +60,14 @@ ABSTENTIONS = {
     "intransitive": "its preferences went round in a circle",
     "all_failed": "everything that was tried failed",
     "budget": "its budget was spent",
+}
+
+OUTCOMES = {
+    "answered": "with an answer",
+    "max_steps": "at the limit of steps",
+    "max_tokens": "at the limit of tokens",
+    "refused": "it wanted a tool that practice may not run",
+    "budget": "the cycle's budget was spent",
 }
 
 PICKED_BY = {

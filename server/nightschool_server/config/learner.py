@@ -17,6 +17,7 @@ from nightschool_server.config.practice import (
 )
 from nightschool_server.config.recipe import StagesConfig
 from nightschool_server.config.roles import CriticConfig
+from nightschool_server.config.screening import ScreenConfig
 from nightschool_server.config.training import EvaluateConfig, GateConfig, PromoteConfig, TrainConfig
 from nightschool_server.errors import ConfigError
 
@@ -41,6 +42,7 @@ class LearnerConfig(BaseModel):
     schedule: ScheduleConfig = ScheduleConfig()
     stages: StagesConfig = StagesConfig()
     seeds: SeedsConfig = SeedsConfig()
+    screen: ScreenConfig = ScreenConfig()
     synthesize: SynthesizeConfig = SynthesizeConfig()
     explore: ExploreConfig = ExploreConfig()
     critic: CriticConfig = CriticConfig()

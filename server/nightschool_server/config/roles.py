@@ -122,6 +122,10 @@ class CriticConfig(RoleConfig):
     """How far from one half the share of verdicts for the candidate shown first may be."""
     max_parse_failures: Share = 0.5
     """Share of answers that could not be read."""
+    max_drift: Share = 0.15
+    """How far such a share, or one of the gold set's, may be from that of earlier cycles with the same critic."""
+    on_drift: Literal["warn", "stop"] = "warn"
+    """What a cycle does whose critic drifted further: `warn` says so and goes on, `stop` ends it before training."""
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
