@@ -93,6 +93,8 @@ class EngineStatus:
     loaded_adapters: tuple[str, ...]
     merged_adapter: str
     """The adapter that runs merged into the weights, "base" where none does; empty from a server that does not say."""
+    busy_s: float
+    """Wall time in which it worked, since its start: its growth over the time between two looks is how busy it was."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,9 @@ from dataclasses import replace
 from nightschool_server.chat import messages_from_json
 from nightschool_server.store.store import Store
 
+from nightschool_learner.explore import BUDGET
 from nightschool_learner.families import Family, family_of, merged, tools_of, weight_of
+from nightschool_learner.practice_records import REFUSED
 from nightschool_learner.seed_records import KEPT, Seed
 from nightschool_learner.solve_rate import ALWAYS, NEVER
 from nightschool_learner.stages import Cycle
@@ -102,14 +104,17 @@ def write_families(store: Store, cycle_id: str) -> None:
 
 
 def _rollouts(store: Store, cycle_id: str) -> dict[str, tuple[tuple[str, ...], float]]:
-    """By task: the tools that its rollout called, and the chance that one sample would have gone the same way."""
+    """By task: the tools that its rollout called, and the chance that one sample would have gone the same way.
+
+    A rollout that the cycle's budget or a refused tool ended says nothing of the model.
+    """
     rows = store.query(
         "SELECT r.task_id, r.outcome, s.history, "
         " (SELECT SUM(num_samples) FROM candidates WHERE step_id = s.id) AS num_samples, "
         " (SELECT num_samples FROM candidates WHERE step_id = s.id AND position = s.picked) AS num_picked "
         "FROM rollouts r JOIN steps s ON s.rollout_id = r.id WHERE r.cycle_id = ? AND r.state = 'done' "
-        "ORDER BY r.task_id, s.position",
-        (cycle_id,),
+        "AND r.outcome NOT IN (?, ?) ORDER BY r.task_id, s.position",
+        (cycle_id, BUDGET, REFUSED),
     )
     found: dict[str, tuple[tuple[str, ...], float]] = {}
     for row in rows:

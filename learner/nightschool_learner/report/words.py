@@ -64,6 +64,14 @@ ABSTENTIONS = {
     "budget": "its budget was spent",
 }
 
+OUTCOMES = {
+    "answered": "with an answer",
+    "max_steps": "at the limit of steps",
+    "max_tokens": "at the limit of tokens",
+    "refused": "it wanted a tool that practice may not run",
+    "budget": "the cycle's budget was spent",
+}
+
 PICKED_BY = {
     "agreed": "all samples did the same",
     "critic": "the critic chose",

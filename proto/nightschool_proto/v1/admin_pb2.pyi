@@ -104,6 +104,7 @@ class EngineStatus(google.protobuf.message.Message):
     NUM_CACHED_TOKENS_FIELD_NUMBER: builtins.int
     LOADED_ADAPTERS_FIELD_NUMBER: builtins.int
     MERGED_ADAPTER_FIELD_NUMBER: builtins.int
+    BUSY_S_FIELD_NUMBER: builtins.int
     num_running: builtins.int
     num_waiting: builtins.int
     num_generated_tokens: builtins.int
@@ -111,6 +112,8 @@ class EngineStatus(google.protobuf.message.Message):
     num_cached_tokens: builtins.int
     merged_adapter: builtins.str
     """The adapter that runs merged into the weights, "base" where none does; it follows the active one."""
+    busy_s: builtins.float
+    """Wall time in which the engine worked, since its start, seconds; it only ever grows."""
     @property
     def loaded_adapters(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
     def __init__(
@@ -123,8 +126,9 @@ class EngineStatus(google.protobuf.message.Message):
         num_cached_tokens: builtins.int = ...,
         loaded_adapters: collections.abc.Iterable[builtins.str] | None = ...,
         merged_adapter: builtins.str = ...,
+        busy_s: builtins.float = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["loaded_adapters", b"loaded_adapters", "merged_adapter", b"merged_adapter", "num_cached_tokens", b"num_cached_tokens", "num_generated_tokens", b"num_generated_tokens", "num_prompt_tokens", b"num_prompt_tokens", "num_running", b"num_running", "num_waiting", b"num_waiting"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["busy_s", b"busy_s", "loaded_adapters", b"loaded_adapters", "merged_adapter", b"merged_adapter", "num_cached_tokens", b"num_cached_tokens", "num_generated_tokens", b"num_generated_tokens", "num_prompt_tokens", b"num_prompt_tokens", "num_running", b"num_running", "num_waiting", b"num_waiting"]) -> None: ...
 
 global___EngineStatus = EngineStatus
 
