@@ -66,11 +66,13 @@ class Comparer:
         a, b = sorted((a, b), key=lambda position: (-self._case.contenders[position].num_samples, position))
         key = (min(a, b), max(a, b))
         if key not in self._duels:
+            began = time.monotonic()
             duel = await self._court.panel.decide(self._case, a, b)
-            await self._court.writer.write(lambda db: insert_duel(db, self._step_id, key, duel))
+            seconds = round(time.monotonic() - began, 3)
+            await self._court.writer.write(lambda db: insert_duel(db, self._step_id, key, duel, seconds))
             self._duels[key] = duel
             counted = f"decided_by_{duel.component}" if duel.winner is not None else "undecided"
-            self._court.compared.advance(0, **{counted: 1})
+            self._court.compared.advance(0, **{counted: 1, "duels_ms": round(1000 * seconds)})
             if duel.why == "budget":
                 self._court.compared.say("the critic's budget is spent: facts and free components decide the rest")
         return self._duels[key]
@@ -143,11 +145,11 @@ def verdicts_of(store: Store, step_id: str) -> Verdicts:
     return {(row["first"], row["second"]): _verdict(row) for row in rows}
 
 
-def insert_duel(db: sqlite3.Connection, step_id: str, key: tuple[int, int], duel: Duel) -> None:
-    """Write who won a duel."""
+def insert_duel(db: sqlite3.Connection, step_id: str, key: tuple[int, int], duel: Duel, seconds: float = 0.0) -> None:
+    """Write who won a duel, and how long that took."""
     db.execute(
-        "INSERT INTO duels (step_id, a, b, winner, why, margin, component) VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (step_id, *key, duel.winner, duel.why, duel.margin, duel.component),
+        "INSERT INTO duels (step_id, a, b, winner, why, margin, component, seconds) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (step_id, *key, duel.winner, duel.why, duel.margin, duel.component, seconds),
     )
 
 

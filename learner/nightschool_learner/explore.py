@@ -15,10 +15,11 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from nightschool_server.agent.episode import Episode
 from nightschool_server.agent.executors import ToolExecutor
-from nightschool_server.agent.formats import open_format
+from nightschool_server.agent.formats import ActionFormat, open_format
 from nightschool_server.agent.limits import call_limits, episode_limits
 from nightschool_server.agent.loop import run_episode
 from nightschool_server.agent.toolbox import open_tools
@@ -31,11 +32,14 @@ from nightschool_server.tools.state import ToolState
 
 from nightschool_learner import practice_counts, practice_records, records, seed_records
 from nightschool_learner.audit import audit_cycle, check_answers
+from nightschool_learner.budget import Budget, BudgetSpentError
 from nightschool_learner.comparisons import Court
+from nightschool_learner.coverage import coverage_of
 from nightschool_learner.critic_drift import check_drift
 from nightschool_learner.critics import open_critic
 from nightschool_learner.critique import Critic
 from nightschool_learner.errors import NothingToLearnError
+from nightschool_learner.meter import Meter, MeteredSampler, clocks_of, unseen
 from nightschool_learner.panel import Panel
 from nightschool_learner.panels import open_panel
 from nightschool_learner.parallel import for_each
@@ -50,6 +54,9 @@ logger = logging.getLogger(__name__)
 
 NO_TIME_LIMIT_S = 7 * 24 * 3600.0
 """A rollout waits for live requests, for a server that is away, for a paused learner: its wall time says nothing."""
+
+BUDGET = "budget"
+"""How a rollout ends whose next step the cycle's budget does not allow."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +75,8 @@ class ExploreStage:
         ended = {task_id for task_id, rollout in rollouts.items() if rollout.state != "running"}
         records.start_stage(cycle.store, cycle.id, CritiqueStage.name)
         explored, compared = cycle.progress(self.name), cycle.progress(CritiqueStage.name)
-        counts = practice_counts.explore_counts(cycle.store, cycle.id)
-        # Tokens of samples that merged into another candidate are in no row: the last count that was shown goes on.
-        counts["tokens"] = records.stage_counts(cycle.store, cycle.id, self.name).get("tokens", 0)
-        explored.begin(len(tasks), len(ended), counts)
+        clocks = clocks_of(records.stage_counts(cycle.store, cycle.id, self.name))
+        explored.begin(len(tasks), len(ended), practice_counts.explore_counts(cycle.store, cycle.id) | clocks)
         num_compared = practice_counts.num_critiques(cycle.store, cycle.id)
         compared.begin(0, num_compared, practice_counts.critique_counts(cycle.store, cycle.id))
 
@@ -80,7 +85,11 @@ class ExploreStage:
         num_workers = cycle.config.explore.num_tool_workers
         limits = call_limits(cycle.agent)
         opening = self.open_tools(cycle.app, cycle.app_ref, num_workers=num_workers, limits=limits, purpose="practice")
-        sampler = self.make_sampler(cycle)
+        served = self.make_sampler(cycle)
+        read_busy_s = served.engine_busy_s if isinstance(served, PracticeSampler) else unseen
+        meter = Meter(explored, cycle.resumed, read_busy_s)
+        sampler = MeteredSampler(served, meter)
+        budget = Budget(cycle.config.explore, explored, meter)
         async with (
             Writer(cycle.store) as writer,
             opening as tools,
@@ -102,19 +111,42 @@ class ExploreStage:
                 action_format=action_format,
                 explored=explored,
                 court=Court(cycle.store, writer, critic, panel, compared, is_listwise),
+                budget=budget,
             )
 
             async def practise(task: TaskRow) -> None:
-                await _rollout(practice, cycle, task, rollouts.get(task.id), workspaces)
+                if task.id in rollouts or not budget.reached():
+                    await _rollout(practice, cycle, task, rollouts.get(task.id), workspaces)
 
             left = [task for task in tasks if task.id not in ended]
-            await for_each(cycle, left, practise, cycle.config.explore.concurrency)
-        if not practice_counts.num_steps_with_choice(cycle.store, cycle.id):
-            raise NothingToLearnError(
-                f"in {len(tasks)} rollouts no step had two different actions: the model repeats itself; "
-                "raise learner.explore.hot_temperature or num_candidates"
-            )
+            async with meter.running():
+                await for_each(cycle, left, practise, cycle.config.explore.concurrency)
+        _conclude(cycle, budget, len(tasks))
         return None
+
+
+def _conclude(cycle: Cycle, budget: Budget, num_tasks: int) -> None:
+    """Say what practice covered. Raises NothingToLearnError where that is too little to train on."""
+    explored, coverage = cycle.progress(ExploreStage.name), coverage_of(cycle.store, cycle.id)
+    said, rollouts = str(coverage), practice_records.rollouts_of(cycle.store, cycle.id)
+    if reached := budget.reached():
+        explored.put(not_begun=num_tasks - len(rollouts))
+        said += (
+            f"; the budget learner.explore.{reached} was spent: {explored.counts.get(BUDGET, 0)} rollouts ended early, "
+            f"{num_tasks - len(rollouts)} of {num_tasks} tasks were not begun"
+        )
+    explored.say(said)
+    if not coverage.num_steps_with_choice:
+        raise NothingToLearnError(
+            f"in {len(rollouts)} rollouts no step had two different actions: the model repeats itself; "
+            f"raise learner.explore.hot_temperature or num_candidates ({said})"
+        )
+    if coverage.choice_share < cycle.config.explore.min_choice_share:
+        raise NothingToLearnError(
+            f"{coverage.choice_share:.1%} of {coverage.num_steps} steps had two different actions, fewer than "
+            f"learner.explore.min_choice_share = {cycle.config.explore.min_choice_share:g}: there is too little to "
+            f"learn from; raise learner.explore.hot_temperature or num_candidates, or give harder seeds ({said})"
+        )
 
 
 class CritiqueStage:
@@ -143,6 +175,8 @@ async def _rollout(practice: Practice, cycle: Cycle, task: TaskRow, known: Rollo
         outcome, answer = result.outcome, result.answer
     except RefusedPickError:
         outcome = "refused"
+    except BudgetSpentError:
+        outcome = BUDGET
     except InvalidRequestError as error:  # the boundary of a rollout: a task that the engine will not take
         state, outcome = "failed", f"invalid_{error.field}"
     except UncopyableError as error:
@@ -154,7 +188,16 @@ async def _rollout(practice: Practice, cycle: Cycle, task: TaskRow, known: Rollo
     practice.explored.advance(1, **{outcome: 1})
 
 
-def first_episode(cycle: Cycle, task: TaskRow, root: Path, practice: Practice) -> Episode:
+class Setting(Protocol):
+    """With what an episode begins."""
+
+    @property
+    def executor(self) -> ToolExecutor: ...
+    @property
+    def action_format(self) -> ActionFormat: ...
+
+
+def first_episode(cycle: Cycle, task: TaskRow, root: Path, setting: Setting) -> Episode:
     """The episode in which a task begins, as a live one would. Writes the task's files to the disk.
 
     Raises InvalidRequestError where the bytes of one are gone.
@@ -169,7 +212,7 @@ def first_episode(cycle: Cycle, task: TaskRow, root: Path, practice: Practice) -
         max_time_s=NO_TIME_LIMIT_S,
     )
     asked = (*head, user(task.prompt, task.images, task.files))
-    messages = practice.action_format.begin(asked, practice.executor.tools)
+    messages = setting.action_format.begin(asked, setting.executor.tools)
     files = [PlacedFile(file, cycle.store.blob_path(file.sha256)) for file in task.files]
     try:
         state = place_files(ToolState.initial(app, root), files)

@@ -28,10 +28,12 @@ from nightschool_server.tools.state import ToolState
 
 from nightschool_learner import practice_records, seed_records
 from nightschool_learner.actions import Action, merge
+from nightschool_learner.budget import Budget
 from nightschool_learner.comparisons import Comparer, Court
 from nightschool_learner.critique import Choice, Contender, Context, choose
 from nightschool_learner.practice_records import REFUSED, CandidateRow, StepRow
 from nightschool_learner.prompts import CandidateView, in_words
+from nightschool_learner.rounds import Group, rounds_of
 from nightschool_learner.sampling import AnswerSampler, Sample, derive_seed
 from nightschool_learner.seed_records import TaskRow
 from nightschool_learner.stages import Progress
@@ -56,6 +58,7 @@ class Practice:
     action_format: ActionFormat
     explored: Progress
     court: Court
+    budget: Budget
 
 
 class PracticeActor:
@@ -109,12 +112,18 @@ class PracticeActor:
     async def _sample_step(
         self, episode: Episode, position: int
     ) -> tuple[StepRow, list[CandidateRow], dict[int, Execution]]:
-        samples = await self._samples(episode, position)
-        actions = merge(samples, self._practice.action_format)
-        executions = dict(enumerate(await asyncio.gather(*(self._run_action(action, episode) for action in actions))))
-        history = messages_to_json(episode.messages)
+        self._practice.budget.check()
+        samples, actions, executions = await self._try(episode, position)
         step = StepRow(
-            new_id("step"), self._rollout_id, position, history, None, "", num_simulated(episode.messages) > 0
+            id=new_id("step"),
+            rollout_id=self._rollout_id,
+            position=position,
+            history=messages_to_json(episode.messages),
+            picked=None,
+            picked_by="",
+            simulated=num_simulated(episode.messages) > 0,
+            num_tokens=sum(len(sample.token_ids) for sample in samples),
+            num_calls=sum(len(execution.calls) for execution in executions.values()),
         )
         candidates = [_candidate(step.id, i, action, executions[i]) for i, action in enumerate(actions)]
         images = await asyncio.to_thread(self._keep_images, episode, executions.values())
@@ -124,15 +133,24 @@ class PracticeActor:
             seed_records.link_blobs(db, self._task.id, images)
 
         await self._practice.writer.write(insert)
-        self._practice.explored.advance(
-            0,
-            samples=len(samples),
-            tokens=sum(len(sample.token_ids) for sample in samples),
-            distinct_actions=len(actions),
-            **Counter(f"failed_{c.failure}" for c in candidates if c.failure),
-            **Counter("simulated" for c in candidates if c.simulated),
-        )
+        self._practice.explored.advance(0, **_counts(step, candidates))
         return step, candidates, executions
+
+    async def _try(self, episode: Episode, position: int) -> tuple[list[Sample], list[Action], dict[int, Execution]]:
+        """Sample and run, round by round, until the samples are all there or agree on an action that ran."""
+        samples: list[Sample] = []
+        actions: list[Action] = []
+        executions: dict[int, Execution] = {}
+        for groups in rounds_of(self._practice.config):
+            samples += await self._samples(groups, episode, position)
+            # An action keeps its place: those of this round that are new come after those of the last one.
+            actions = merge(samples, self._practice.action_format)
+            new = range(len(executions), len(actions))
+            ran = await asyncio.gather(*(self._run_action(actions[i], episode) for i in new))
+            executions |= dict(zip(new, ran, strict=True))
+            if len(actions) == 1 and not executions[0].failure:
+                break
+        return samples, actions, executions
 
     def _keep_images(self, episode: Episode, executions: Iterable[Execution]) -> list[str]:
         """Store what tools have shown so far, for trainer and critic to find. Returns the new ones' sha256."""
@@ -145,23 +163,22 @@ class PracticeActor:
         self._kept_images.update(new)
         return list(new)
 
-    async def _samples(self, episode: Episode, position: int) -> list[Sample]:
-        """One cold sample, then the hot ones; the hot ones in one call, so that they share a prefill."""
-        config = self._practice.config
-        cold = self._sampling(config.cold_temperature, 1, episode, position, "cold")
-        calls = [self._call(episode, cold)]
-        if config.num_candidates > 1:
-            hot = self._sampling(config.hot_temperature, config.num_candidates - 1, episode, position, "hot")
-            calls.append(self._call(episode, hot))
-        return [sample for answers in await asyncio.gather(*calls) for sample in answers]
+    async def _samples(self, groups: Sequence[Group], episode: Episode, position: int) -> list[Sample]:
+        """The samples of one round in their order, a call for each temperature."""
+        calls = [self._call(episode, self._sampling(group, episode, position)) for group in groups]
+        by_position: dict[int, Sample] = {}
+        for group, answers in zip(groups, await asyncio.gather(*calls), strict=True):
+            by_position |= dict(zip(group.positions, answers, strict=True))
+        return [by_position[at] for at in sorted(by_position)]
 
-    def _sampling(self, temperature: float, n: int, episode: Episode, position: int, kind: str) -> Sampling:
+    def _sampling(self, group: Group, episode: Episode, position: int) -> Sampling:
+        seed = derive_seed(self._practice.cycle_seed, "step", self._task.slot, position, group.kind)
         return Sampling(
             max_tokens=episode.num_step_tokens,
-            temperature=temperature,
+            temperature=group.temperature,
             top_p=self._practice.config.top_p,
-            n=n,
-            seed=derive_seed(self._practice.cycle_seed, "step", self._task.slot, position, kind),
+            n=len(group.positions),
+            seed=seed + group.num_before,
         )
 
     async def _call(self, episode: Episode, sampling: Sampling) -> tuple[Sample, ...]:
@@ -222,6 +239,16 @@ def observation_of(messages: Sequence[Message]) -> str:
 
 def _views(candidates: Sequence[CandidateRow]) -> dict[int, CandidateView]:
     return {c.position: CandidateView(c.text, c.observation, c.images) for c in candidates}
+
+
+def _counts(step: StepRow, candidates: Sequence[CandidateRow]) -> Counter[str]:
+    """What a step adds to the counts of its stage, named as `practice_counts.explore_counts` names them."""
+    counts = Counter(f"failed_{c.failure}" for c in candidates if c.failure)
+    counts.update("simulated" for c in candidates if c.simulated)
+    num_samples = sum(c.num_samples for c in candidates)
+    counts.update(samples=num_samples, tokens=step.num_tokens, calls=step.num_calls, distinct_actions=len(candidates))
+    counts.update({f"samples_at_{step.position + 1}": num_samples, f"actions_at_{step.position + 1}": len(candidates)})
+    return counts
 
 
 def _candidate(step_id: str, position: int, action: Action, execution: Execution) -> CandidateRow:

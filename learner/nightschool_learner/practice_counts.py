@@ -5,9 +5,37 @@ Reads only. Progress that was lost with a killed learner is counted again here.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from nightschool_server.store.store import Store
 
 _STEPS = "SELECT s.id FROM steps s JOIN rollouts r ON r.id = s.rollout_id WHERE r.cycle_id = ?"
+
+
+@dataclass(frozen=True)
+class PositionFigures:
+    """How much was different at one position of the cycle's rollouts."""
+
+    position: int
+    """0 for the first step."""
+    num_steps: int
+    num_samples: int
+    num_actions: int
+    """Distinct ones, summed over steps."""
+    unique_rate: float
+    """Distinct actions a sample: 1 where all differ, one over n where all agree."""
+
+
+def position_figures(store: Store, cycle_id: str) -> tuple[PositionFigures, ...]:
+    """The cycle's steps by position, the first one first."""
+    rows = store.query(
+        "SELECT s.position, COUNT(DISTINCT s.id) AS num_steps, SUM(c.num_samples) AS num_samples, "
+        "COUNT(*) AS num_actions, 1.0 * COUNT(*) / SUM(c.num_samples) AS unique_rate "
+        "FROM candidates c JOIN steps s ON s.id = c.step_id "
+        f"WHERE s.id IN ({_STEPS}) GROUP BY s.position ORDER BY s.position",
+        (cycle_id,),
+    )
+    return tuple(PositionFigures(**row) for row in rows)
 
 
 def explore_counts(store: Store, cycle_id: str) -> dict[str, int]:
@@ -21,6 +49,14 @@ def explore_counts(store: Store, cycle_id: str) -> dict[str, int]:
         (cycle_id,),
     )[0]
     counts.update({key: int(sums[key]) for key in ("distinct_actions", "samples", "samples_agreeing")})
+    spent = store.query(
+        "SELECT COALESCE(SUM(num_tokens), 0) AS tokens, COALESCE(SUM(num_calls), 0) AS calls "
+        f"FROM steps WHERE id IN ({_STEPS})",
+        (cycle_id,),
+    )[0]
+    counts.update({key: int(value) for key, value in spent.items()})
+    for one in position_figures(store, cycle_id):
+        counts |= {f"samples_at_{one.position + 1}": one.num_samples, f"actions_at_{one.position + 1}": one.num_actions}
     for row in store.query(
         f"SELECT failure, COUNT(*) AS n FROM candidates WHERE step_id IN ({_STEPS}) AND failure <> '' GROUP BY failure",
         (cycle_id,),
@@ -64,6 +100,9 @@ def critique_counts(store: Store, cycle_id: str) -> dict[str, int]:
     )[0]
     for key, value in listed.items():  # checklists compare nothing: no critique has their tokens
         counts[key] += int(value)
+    took = store.query(f"SELECT SUM(ROUND(1000 * seconds)) AS ms FROM duels WHERE step_id IN ({_STEPS})", (cycle_id,))
+    if (ms := took[0]["ms"]) is not None:
+        counts["duels_ms"] = int(ms)
     for row in store.query(
         f"SELECT component, winner IS NULL AS lost, COUNT(*) AS n FROM duels WHERE step_id IN ({_STEPS}) GROUP BY 1, 2",
         (cycle_id,),
@@ -77,16 +116,6 @@ def critique_counts(store: Store, cycle_id: str) -> dict[str, int]:
     ):
         counts[f"abstained_{row['abstention']}"] = int(row["n"])
     return counts
-
-
-def num_steps_with_choice(store: Store, cycle_id: str) -> int:
-    """How many steps of the cycle had more than one action to choose from: its coverage."""
-    rows = store.query(
-        "SELECT COUNT(*) AS n FROM steps s JOIN rollouts r ON r.id = s.rollout_id WHERE r.cycle_id = ? "
-        "AND (SELECT COUNT(*) FROM candidates c WHERE c.step_id = s.id) > 1",
-        (cycle_id,),
-    )
-    return int(rows[0]["n"])
 
 
 def num_critiques(store: Store, cycle_id: str) -> int:

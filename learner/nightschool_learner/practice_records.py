@@ -61,6 +61,10 @@ class StepRow:
     picked_by: str
     simulated: bool = False
     """Whether a simulator gave an observation of the history."""
+    num_tokens: int = 0
+    """Of all its samples, those that asked for the same action included."""
+    num_calls: int = 0
+    """Tool calls that its candidates asked for."""
 
 
 @dataclass(frozen=True)
@@ -122,9 +126,13 @@ def steps_of(store: Store, rollout_id: str) -> list[StepRow]:
 def insert_step(db: sqlite3.Connection, step: StepRow, candidates: Sequence[CandidateRow]) -> None:
     """Write a step whose candidates have run and among which nobody has chosen yet."""
     db.execute(
-        "INSERT INTO steps (id, rollout_id, position, history, simulated, created_at) VALUES (?, ?, ?, ?, ?, ?)",
-        (step.id, step.rollout_id, step.position, step.history, int(step.simulated), time.time()),
-    )
+        "INSERT INTO steps (id, rollout_id, position, history, simulated, num_tokens, num_calls, created_at) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            step.id, step.rollout_id, step.position, step.history, int(step.simulated), step.num_tokens,
+            step.num_calls, time.time(),
+        ),
+    )  # fmt: skip
     db.executemany(
         "INSERT INTO candidates (id, step_id, position, text, token_ids, logprob, num_samples, observation, "
         "failure, final, simulated, images) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",

@@ -172,6 +172,15 @@ class PracticeSampler:
         answers = tuple(_sample(answer) for answer in reply.answers)
         return Samples(answers, reply.usage.prompt_tokens, sum(len(answer.token_ids) for answer in answers))
 
+    async def engine_busy_s(self) -> float | None:
+        """How long the engine has worked since its start, seconds; None where no server says so now."""
+        try:
+            status = await self.cycle.client.admin.status()
+        except nightschool.NightschoolError as error:
+            logger.debug("event=engine_unseen cycle=%s error=%s", self.cycle.id, error)
+            return None
+        return None if status.engine_status is None else status.engine_status.busy_s
+
 
 @dataclass(frozen=True)
 class AdapterSampler:

@@ -74,6 +74,11 @@ class Progress:
             self.counts[key] = self.counts.get(key, 0) + value
         self.write()
 
+    def put(self, **counts: int) -> None:
+        """Set named counts that are no sums of units; written as `advance` writes."""
+        self.counts |= counts
+        self.write()
+
     def say(self, message: str) -> None:
         """Set the line that operators see beside the counts."""
         self.message = message

@@ -141,6 +141,9 @@ class EngineStats:
     """Loaded now, BASE not among them."""
     merged: str = BASE
     """The adapter that runs merged into the weights now; see `Engine.merge_adapter`."""
+    busy_s: float = 0.0
+    """Wall time in which it worked, since the start; it only ever grows. Over the time between two looks: how busy it
+    was. transformers: in steps; vLLM: with a request running or waiting."""
 
 
 class Engine(Protocol):

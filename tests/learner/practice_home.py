@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from pathlib import Path
 from nightschool import AsyncClient
 from nightschool_learner import records
 from nightschool_learner.critique import Context, Verdict
+from nightschool_learner.meter import CLOCKS
 from nightschool_learner.prompts import CandidateView
 from nightschool_learner.sampling import Sample, Samples
 from nightschool_learner.stages import STAGE_NAMES, Cycle, Progress
@@ -25,7 +26,7 @@ from nightschool_server.store.store import Store
 
 from tests.learner.practice_app import app
 
-__all__ = ["DiedError", "FakeCritic", "FakeSampler", "cycle_on", "dump", "log_request", "open_home"]
+__all__ = ["DiedError", "FakeCritic", "FakeSampler", "cycle_on", "dump", "log_request", "open_home", "without_clocks"]
 
 Answer = Callable[[Prompt, Sampling, int], str]
 """What to answer as sample number i of a call."""
@@ -123,6 +124,11 @@ class FakeCritic:
         self.calls.append((context, first, second))
         margin = float(len(first.action) - len(second.action))
         return Verdict("first" if margin > 0 else "second", margin, "A" if margin > 0 else "B", 20)
+
+
+def without_clocks(counts: Mapping[str, int]) -> dict[str, int]:
+    """A stage's counts but for those that tell how long it took."""
+    return {name: count for name, count in counts.items() if name not in CLOCKS}
 
 
 def dump(store: Store, table: str) -> list[str]:

@@ -14,8 +14,10 @@ from typing import Any
 import psutil
 import pytest
 from nightschool_learner import practice_records, seed_records
+from nightschool_learner.budget import Budget
 from nightschool_learner.comparisons import Court
 from nightschool_learner.explore import ExploreStage
+from nightschool_learner.meter import Meter
 from nightschool_learner.panels import open_panel
 from nightschool_learner.practice import Practice, PracticeActor
 from nightschool_learner.practice_records import RolloutRow
@@ -126,6 +128,7 @@ async def practising(cycle: Cycle, task: TaskRow, critic: FakeCritic) -> AsyncIt
         open_panel(cycle, FakeSampler(lambda *_: "")) as panel,
         open_format(cycle.agent) as action_format,
     ):
+        explored = cycle.progress("explore")
         practice = Practice(
             cycle_seed=1,
             adapter="base",
@@ -135,8 +138,9 @@ async def practising(cycle: Cycle, task: TaskRow, critic: FakeCritic) -> AsyncIt
             sampler=FakeSampler(two_rounds),
             executor=tools,
             action_format=action_format,
-            explored=cycle.progress("explore"),
+            explored=explored,
             court=Court(cycle.store, writer, critic, panel, cycle.progress("critique")),
+            budget=Budget(cycle.config.explore, explored, Meter(explored, cycle.resumed)),
         )
         rollout = RolloutRow(new_id("roll"), task.id, "running")
         await writer.write(lambda db: practice_records.start_rollout(db, cycle.id, rollout, "base"))

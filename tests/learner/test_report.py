@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from nightschool_learner import records
+from nightschool_learner.curriculum import write_families
 from nightschool_learner.evaluation_records import EvaluationRow, insert_evaluation
 from nightschool_learner.evaluation_results import Basis, TaskResult, insert_results
 from nightschool_learner.explore import ExploreStage
@@ -20,7 +21,7 @@ from nightschool_learner.gate import Rule
 from nightschool_learner.pairs import PairsStage
 from nightschool_learner.report.charts import MAX_POINTS, line_chart, training_charts
 from nightschool_learner.report.contents import Report
-from nightschool_learner.report.files import missing, write
+from nightschool_learner.report.files import as_json, missing, write
 from nightschool_learner.report.gather import build
 from nightschool_learner.report.page import render
 from nightschool_learner.report.pictures import MAX_PICTURE_BYTES, Album
@@ -113,6 +114,7 @@ async def practised(store: Store) -> Cycle:
         insert_task(db, cycle.id, task, tries, [Seed(response, "", (), "feedback")])
     insert_seeds(store, cycle.id, [Seed(response, "", (), "feedback")])
     await ExploreStage(lambda cycle: FakeSampler(answer), lambda cycle, _: nullcontext(FakeCritic())).run(cycle)
+    cycle.progress("explore").flush()
     await PairsStage().run(cycle)
     with store.transaction() as db:
         for name, counts in (
@@ -245,6 +247,57 @@ async def test_the_critic_is_counted(cycle: Cycle) -> None:
     assert (critic.num_longer_won, critic.num_shorter_won) == (2, 0), "a call against an answer says nothing of length"
     assert critic.prompt_tokens == 20 * len(valid)
     assert sum(critic.decided_by.values()) == critic.num_duels == 3
+
+
+async def test_practice_says_what_it_covered_how_long_it_took_and_what_a_pair_cost(cycle: Cycle) -> None:
+    report = build(cycle.store, cycle.id)
+    practice, critic = report.practice, report.critic
+    assert [(one.position, one.num_steps, one.num_samples) for one in practice.by_position] == [(0, 1, 5), (1, 1, 5)]
+    assert sum(one.num_actions for one in practice.by_position) == practice.num_actions
+    assert practice.coverage.num_steps_with_choice == 2
+    assert practice.coverage.pass_at_n == 1.0
+    assert critic.tokens_per_pair == critic.prompt_tokens / 4
+    assert critic.seconds_per_pair == critic.seconds / 4
+    assert practice.wall_s is not None, "practice was timed"
+    assert practice.engine_busy_share is None, "no engine was in sight"
+    said = json.loads(as_json(report))["practice"]
+    assert said["coverage"]["choice_share"] == 1.0
+    assert said["by_position"][0]["unique_rate"] == practice.by_position[0].num_actions / 5
+    assert "best known action, by one sample" in page_of(cycle)[0].text
+
+
+async def test_families_of_tasks_stand_with_how_often_they_are_solved(cycle: Cycle) -> None:
+    assert "Families of tasks" not in page_of(cycle)[0].text
+    write_families(cycle.store, cycle.id)
+    [family] = build(cycle.store, cycle.id).task_families
+    assert (family.name, family.num_tasks, family.num_pairs > 0) == ("price/image", 1, True)
+    assert f"price/image1{family.solve_rate:.1%}{family.num_pairs}" in page_of(cycle)[0].text.replace(" ", "")
+
+
+async def test_tasks_that_the_probe_dropped_and_what_it_cost_are_said(cycle: Cycle) -> None:
+    counts = json.dumps({"dropped_always_solved": 3, "dropped_near_duplicate": 2, "probe_tokens": 40})
+    with cycle.store.transaction() as db:
+        db.execute("UPDATE stages SET counts = ? WHERE cycle_id = ? AND name = 'synthesize'", (counts, cycle.id))
+    report = build(cycle.store, cycle.id)
+    [written] = [step for step in report.funnel_steps if step.stage == "synthesize"]
+    assert [(one.reason, one.num) for one in written.left_out] == [("always_solved", 3), ("near_duplicate", 2)]
+    assert ("probe", 40) in [(use.role, use.written) for use in report.tokens]
+    text = page_of(cycle)[0].text
+    for words in (
+        "too easy: every attempt solved it alike",
+        "nearly the same as another one",
+        "quick attempts at tasks",
+    ):
+        assert words in text
+
+
+async def test_the_page_says_how_busy_the_engine_was(cycle: Cycle) -> None:
+    assert re.search(r"engine busy-of [\d.]+ s of practice", page_of(cycle)[0].text)
+    counts = {"wall_ms": 40_000, "asking_ms": 39_600, "watched_ms": 38_000, "busy_ms": 34_200}
+    with cycle.store.transaction() as db:
+        db.execute("UPDATE stages SET counts = ? WHERE name = 'explore'", (json.dumps(counts),))
+    text = page_of(cycle)[0].text
+    assert "engine busy90.0%of 40.0 s of practice; an answer was waited for 99.0% of it" in text
 
 
 async def test_tasks_that_flipped_stand_with_both_answers_those_that_became_wrong_first(cycle: Cycle) -> None:

@@ -120,3 +120,15 @@ async def test_a_critic_s_prompt_that_does_not_fit_is_no_verdict(cycle: Cycle) -
     critic = Judge(Model(PracticeSampler(cycle), "base", "served/base", True, True), CriticConfig(max_chars=10**6))
     view = CandidateView("word " * 20_000, "")
     assert (await critic.compare(Context("task", (), ()), view, view)).winner == "invalid"
+
+
+async def test_the_engine_says_how_long_it_has_worked_and_a_server_that_is_away_says_nothing(cycle: Cycle) -> None:
+    sampler = PracticeSampler(cycle)
+    before = await sampler.engine_busy_s()
+    await sampler.sample(PROMPT, HOT, adapter="base")
+    after = await sampler.engine_busy_s()
+    assert before is not None
+    assert after is not None
+    assert after > before
+    async with AsyncClient("127.0.0.1:1", token="none") as away:
+        assert await PracticeSampler(replace(cycle, client=away)).engine_busy_s() is None

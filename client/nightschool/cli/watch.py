@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from nightschool.cli.output import duration, note
+from nightschool.cli.practice import is_for_people
 from nightschool.records import Cycle, Stage, StageState
 
 LINE_INTERVAL_S = 5.0
@@ -104,4 +105,5 @@ def _beside_bar(stage: Stage) -> str:
 
 
 def _counts_of(stage: Stage) -> str:
-    return " ".join(f"{name}={count}" for name, count in sorted(stage.counts.items()))
+    shown = sorted((name, count) for name, count in stage.counts.items() if is_for_people(name))
+    return " ".join(f"{name}={count}" for name, count in shown)

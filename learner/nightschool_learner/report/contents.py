@@ -9,8 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from nightschool_learner.coverage import Coverage
 from nightschool_learner.endpoint_records import RoleCost
 from nightschool_learner.evaluation_records import EvaluationRow
+from nightschool_learner.families import Family
+from nightschool_learner.practice_counts import PositionFigures
 from nightschool_learner.turns import Said
 
 
@@ -151,13 +154,19 @@ class PracticeFigures:
     num_samples: int
     num_actions: int
     """Distinct ones, summed over steps."""
-    num_steps: int
-    num_steps_with_choice: int
-    """Steps at which not all samples agreed: only there is something to learn."""
+    by_position: tuple[PositionFigures, ...]
+    """The same by the step's place in its attempt."""
+    coverage: Coverage
     picked_by: Mapping[str, int]
     failures: Mapping[str, int]
     outcomes: Mapping[str, int]
     """How the attempts at the tasks ended."""
+    wall_s: float | None
+    """How long practice worked, pauses left out; None where it was not measured, as in cycles of an older learner."""
+    asking_share: float | None
+    """Of that, with a call to a model in flight."""
+    engine_busy_share: float | None
+    """Of the time in which the engine was in sight: how much of it it worked, for live requests, too."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +192,12 @@ class CriticFigures:
     num_cached: int
     prompt_tokens: int
     completion_tokens: int
+    seconds: float
+    """From question to decision, added up over the duels: many of them wait side by side."""
     rubrics: tuple[str, ...]
+    tokens_per_pair: float | None
+    """Read and written, for each preference pair of the cycle; None where there is none."""
+    seconds_per_pair: float | None
 
     @property
     def first_share(self) -> float | None:
@@ -284,6 +298,8 @@ class Report:
     stages: tuple[StageFacts, ...]
     examples: Examples
     practice: PracticeFigures
+    task_families: tuple[Family, ...]
+    """What practice found of each family of tasks."""
     critic: CriticFigures
     critic_audit: Mapping[str, Any] | None
     """The critic against the gold set, as `audit.Audit.to_json` gives it."""

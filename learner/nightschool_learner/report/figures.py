@@ -13,6 +13,7 @@ from typing import Any
 from nightschool_server.store.store import Store
 
 from nightschool_learner import practice_counts, records
+from nightschool_learner.coverage import coverage_of
 from nightschool_learner.evaluation_records import EvaluationRow
 from nightschool_learner.report.contents import (
     CriticFigures,
@@ -84,9 +85,10 @@ def funnel_steps(counts: Mapping[str, int], stages: Sequence[StageFacts], figure
 _NONE = StageFacts("", "pending", 0, 0, {}, "", None, None, None)
 
 
-def practice_figures(store: Store, cycle_id: str) -> PracticeFigures:
-    """What was tried, from the rows."""
+def practice_figures(store: Store, cycle_id: str, stages: Sequence[StageFacts]) -> PracticeFigures:
+    """What was tried, from the rows; how long that took, from the stage's counts."""
     counts = practice_counts.explore_counts(store, cycle_id)
+    clocks = next((stage.counts for stage in stages if stage.name == "explore"), {})
     outcomes = store.query(
         "SELECT outcome, COUNT(*) AS n FROM rollouts WHERE cycle_id = ? AND state <> 'running' GROUP BY outcome",
         (cycle_id,),
@@ -94,15 +96,18 @@ def practice_figures(store: Store, cycle_id: str) -> PracticeFigures:
     return PracticeFigures(
         num_samples=counts["samples"],
         num_actions=counts["distinct_actions"],
-        num_steps=funnel_counts(store, cycle_id)["steps"],
-        num_steps_with_choice=practice_counts.num_steps_with_choice(store, cycle_id),
+        by_position=practice_counts.position_figures(store, cycle_id),
+        coverage=coverage_of(store, cycle_id),
         picked_by=_named(counts, "picked_by_"),
         failures=_named(counts, "failed_"),
         outcomes={row["outcome"]: int(row["n"]) for row in outcomes},
+        wall_s=clocks["wall_ms"] / 1000 if "wall_ms" in clocks else None,
+        asking_share=_share(clocks, "asking_ms", "wall_ms"),
+        engine_busy_share=_share(clocks, "busy_ms", "watched_ms"),
     )
 
 
-def critic_figures(store: Store, cycle_id: str, stages: Sequence[StageFacts]) -> CriticFigures:
+def critic_figures(store: Store, cycle_id: str, stages: Sequence[StageFacts], num_pairs: int) -> CriticFigures:
     """What the critic did, from the rows; steps without a reason in their row are counted as the stage counted them."""
     counts = practice_counts.critique_counts(store, cycle_id)
     logged = next((stage.counts for stage in stages if stage.name == "critique"), {})
@@ -136,7 +141,10 @@ def critic_figures(store: Store, cycle_id: str, stages: Sequence[StageFacts]) ->
         num_cached=counts["cached"],
         prompt_tokens=counts["prompt_tokens"],
         completion_tokens=counts["completion_tokens"],
+        seconds=(seconds := counts.get("duels_ms", 0) / 1000),
         rubrics=tuple(sorted(row["rubric"] for row in rubrics if row["rubric"])),
+        tokens_per_pair=(counts["prompt_tokens"] + counts["completion_tokens"]) / num_pairs if num_pairs else None,
+        seconds_per_pair=seconds / num_pairs if num_pairs else None,
     )
 
 
@@ -145,6 +153,7 @@ def token_uses(stages: Sequence[StageFacts], critic: CriticFigures, row: Evaluat
     counts = {stage.name: stage.counts for stage in stages}
     uses = (
         TokenUse("writer", "writing tasks", counts.get("synthesize", {}).get("tokens", 0), None),
+        TokenUse("probe", "quick attempts at tasks", counts.get("synthesize", {}).get("probe_tokens", 0), None),
         TokenUse("practice", "trying actions", counts.get("explore", {}).get("tokens", 0), None),
         TokenUse("critic", "comparing", critic.completion_tokens, critic.prompt_tokens),
         TokenUse("evaluation", "test tasks", counts.get("evaluate", {}).get("completion_tokens", 0), None),
@@ -172,6 +181,10 @@ def _named(counts: Mapping[str, int], prefix: str) -> dict[str, int]:
 
 def _sorted(counts: Mapping[Any, int]) -> dict[str, int]:
     return dict(sorted(counts.items()))
+
+
+def _share(counts: Mapping[str, int], part: str, whole: str) -> float | None:
+    return counts.get(part, 0) / counts[whole] if counts.get(whole) else None
 
 
 def _seconds(start: float | None, end: float | None) -> float | None:

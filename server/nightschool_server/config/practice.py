@@ -10,6 +10,8 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from nightschool_server.config.difficulty import ProbeConfig
+from nightschool_server.config.files import FilesConfig, VerifierConfig
 from nightschool_server.config.roles import RoleConfig
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -70,6 +72,15 @@ class SynthesizeConfig(RoleConfig):
     """Bounds of a task."""
     concurrency: Positive = 24
     """Slots in flight."""
+    curriculum: bool = False
+    """Draw the writer's examples more often from families of requests that are solved now and then."""
+    curriculum_floor: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """Weight of a family that is always or never solved; one that is solved half of the time has 1."""
+    curriculum_cycles: Positive = 5
+    """Earlier cycles that say how well a family is solved, each with half the weight of the one after it."""
+    files: FilesConfig = FilesConfig()
+    verifier: VerifierConfig = VerifierConfig()
+    probe: ProbeConfig = ProbeConfig()
 
 
 class ExploreConfig(_Section):
@@ -79,6 +90,10 @@ class ExploreConfig(_Section):
     """Samples of a step: one cold, the others hot."""
     cold_temperature: Temperature = 0.7
     hot_temperature: Temperature = 1.2
+    temperatures: tuple[Temperature, ...] = ()
+    """Of each sample, instead of one cold and the others hot; equal ones share a call. Empty: cold and hot."""
+    adaptive_after: Annotated[int, Field(ge=0)] = 0
+    """Look at so many samples first, and take the rest only where they disagree or their action failed. 0: take all."""
     top_p: TopP = 0.8
     max_tokens: Positive = 512
     """Of one candidate."""
@@ -88,6 +103,28 @@ class ExploreConfig(_Section):
     """Rollouts in flight."""
     num_tool_workers: Positive = 2
     """Processes that run tools for them."""
+    max_cycle_tokens: Annotated[int, Field(ge=0)] = 0
+    """Tokens that a cycle samples here; then no new step begins, and pairs are made of what there is. 0: no bound."""
+    max_cycle_s: Annotated[float, Field(ge=0)] = 0.0
+    """The same in seconds, pauses left out. 0: no bound."""
+    max_cycle_calls: Annotated[int, Field(ge=0)] = 0
+    """The same in tool calls of all candidates. 0: no bound."""
+    min_choice_share: Share = 0.0
+    """Share of steps whose samples must not all agree; with less the cycle stops before training."""
+
+    @model_validator(mode="after")
+    def _samples_add_up(self) -> Self:
+        if self.temperatures and len(self.temperatures) != self.num_candidates:
+            raise ValueError(
+                f"temperatures names {len(self.temperatures)} and num_candidates is {self.num_candidates}: "
+                "name one for each candidate, or none"
+            )
+        if self.adaptive_after and not 2 <= self.adaptive_after < self.num_candidates:
+            raise ValueError(
+                f"adaptive_after is {self.adaptive_after}; it must be 0, or at least 2 and less than num_candidates = "
+                f"{self.num_candidates}: one sample agrees with itself"
+            )
+        return self
 
 
 class PairsConfig(_Section):

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Callable
 from functools import lru_cache
 from queue import Empty, SimpleQueue
@@ -48,6 +49,8 @@ class EngineLoop:
         """Set once the engine has died or closed: every later call raises it."""
         self.num_generated_tokens = 0
         self.num_prompt_tokens = 0
+        self.busy_s = 0.0
+        """In steps that computed something."""
         self._token_text = lru_cache(65536)(lambda token_id: tokenizer.decode([token_id], skip_special_tokens=False))
         self._thread = threading.Thread(target=self._run, name="nightschool-engine", daemon=True)
         self._thread.start()
@@ -146,6 +149,7 @@ class EngineLoop:
             self._scheduler.add(sequence)
 
     def _step(self) -> None:
+        began = time.perf_counter()
         self._scheduler.admit()
         chunks = self._see(self._scheduler.select())
         if not chunks:
@@ -160,6 +164,8 @@ class EngineLoop:
         for sampled in result.sampled:
             self._give_token(sampled)
         self.num_generated_tokens += len(result.sampled)
+        # Counted before anybody hears of it: who looks after an answer finds the whole step.
+        self.busy_s += time.perf_counter() - began
         self._outbox.send()
 
     def _see(self, chunks: list[Chunk]) -> list[Chunk]:

@@ -255,6 +255,7 @@ class TransformersEngine:
             num_cached_tokens=self._scheduler.num_cached_tokens,
             adapters=tuple(name for name in self._serials if name != BASE),
             merged=self._merged(),
+            busy_s=self._loop.busy_s,
         )
 
     def healthy(self) -> bool:

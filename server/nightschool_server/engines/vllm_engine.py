@@ -70,6 +70,7 @@ class VLLMEngine:
         self._practice_room = asyncio.Semaphore(max(1, config.num_slots // 2))
         self._request_ids = itertools.count()
         self._in_flight = {True: 0, False: 0}
+        self._busy_s, self._busy_since = 0.0, 0.0
         self._idle = asyncio.Event()
         self._idle.set()
         self._num_generated = self._num_prompt = self._num_cached = 0
@@ -216,6 +217,7 @@ class VLLMEngine:
             num_cached_tokens=self._num_cached,
             adapters=tuple(name for name in self._adapters if name != BASE),
             merged=self._merged,
+            busy_s=self._busy_s + (time.monotonic() - self._busy_since if in_flight else 0.0),
         )
 
     def healthy(self) -> bool:
@@ -246,6 +248,8 @@ class VLLMEngine:
             raise OverloadedError(f"{waiting} sequences wait for a slot, at most {self._config.max_waiting} may")
         adapter = self._adapter(request.adapter)
         adapter.num_requests += 1
+        if not any(self._in_flight.values()):
+            self._busy_since = time.monotonic()
         self._in_flight[practice] += request.sampling.n
         self._idle.clear()
         try:
@@ -260,6 +264,7 @@ class VLLMEngine:
             adapter.num_requests -= 1
             self._in_flight[practice] -= request.sampling.n
             if not any(self._in_flight.values()):
+                self._busy_s += time.monotonic() - self._busy_since
                 self._idle.set()
 
     async def _stream(

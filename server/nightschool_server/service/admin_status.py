@@ -29,6 +29,7 @@ def status_of(runtime: Runtime, learner: admin_pb2.LearnerStatus) -> admin_pb2.G
             num_cached_tokens=engine.num_cached_tokens,
             loaded_adapters=engine.adapters,
             merged_adapter=engine.merged,
+            busy_s=engine.busy_s,
         ),
         log=admin_pb2.LogStatus(
             num_requests=counts.num_requests,
