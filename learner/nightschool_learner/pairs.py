@@ -152,7 +152,7 @@ class PairsStage:
         anchors = select_anchors(
             sound,
             round(config.anchors_per_pair * len(selection.pairs)),
-            min_probability=config.min_anchor_probability,
+            config=config,
             seed=cycle.seed,
             action_format=written,
         )
