@@ -71,6 +71,7 @@ from nightschool.records import (
     Evaluation,
     Event,
     FamilyResult,
+    FileOrigin,
     GateRule,
     Interval,
     JudgeResult,
@@ -85,6 +86,7 @@ from nightschool.records import (
     StageState,
     Status,
     Task,
+    Verification,
 )
 from nightschool.retry import NO_RETRIES, RetryPolicy
 from nightschool.streams import AsyncStream, Stream
@@ -118,6 +120,7 @@ __all__ = [
     "FailedPreconditionError",
     "FamilyResult",
     "File",
+    "FileOrigin",
     "FinishReason",
     "GateRule",
     "Image",
@@ -176,4 +179,5 @@ __all__ = [
     "UnavailableError",
     "UnimplementedError",
     "Usage",
+    "Verification",
 ]
