@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -18,10 +19,12 @@ from nightschool_learner.explore import ExploreStage
 from nightschool_learner.seed_records import KEPT, TaskRow
 from nightschool_learner.seeds import SeedsStage
 from nightschool_learner.stages import Cycle
+from nightschool_learner.synthesis.plan import parse_plan
 from nightschool_learner.synthesis.records import origins_of, verification_of
 from nightschool_learner.synthesize import SynthesizeStage
 from nightschool_server.agent.toolcalls import write_call
 from nightschool_server.chat import File, ToolResult
+from nightschool_server.config.config import Config
 from nightschool_server.engine import Prompt, Sampling
 from nightschool_server.store.store import Store
 
@@ -125,6 +128,16 @@ def every_role(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[LocalEndpoint,
 
 def states(store: Store, cycle: Cycle) -> dict[str, TaskRow]:
     return dict(zip(PLANS, seed_records.tasks_of(store, cycle.id), strict=True))
+
+
+def test_what_the_documentation_says_is_a_configuration_and_a_plan() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "synthesis.md").read_text()
+    [settings] = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    config = Config.model_validate(tomllib.loads(settings)).learner.synthesize
+    assert config.files.enabled
+    assert config.verifier.enabled
+    [written] = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+    assert parse_plan(written, config.files.max_files).files[0].name == "sales.csv"
 
 
 @needs_sandbox

@@ -74,7 +74,7 @@ async def open_workshop(
         if config.files.enabled:
             await asyncio.to_thread(_empty, folder)
             stack.callback(remove, folder)
-            sandbox = await _sandbox(opening)
+            sandbox = await stack.enter_async_context(open_maker_sandbox(cycle))
         reader = FileReader(sandbox, folder)
         if sandbox is not None:
             drafter = await _planned(opening, seeds, screen, reader, sandbox)
@@ -85,14 +85,17 @@ async def open_workshop(
         yield Workshop(drafter, looking)
 
 
-async def _sandbox(opening: _Opening) -> Sandbox:
+@asynccontextmanager
+async def open_maker_sandbox(cycle: Cycle) -> AsyncIterator[Sandbox]:
+    """Where programs that make and read files run. Raises StageFailedError where it cannot be, with the remedy."""
     check_packages()
-    agent = opening.cycle.agent
-    limits = agent.code.model_copy(update={"variables_bytes": MIN_VARIABLES_BYTES})
-    try:
-        return await opening.stack.enter_async_context(open_sandbox(limits, unsafe=agent.unsafe_code))
-    except FailedPreconditionError as error:
-        raise StageFailedError(f"learner.synthesize.files makes and reads files with code: {error}") from error
+    limits = cycle.agent.code.model_copy(update={"variables_bytes": MIN_VARIABLES_BYTES})
+    async with AsyncExitStack() as stack:
+        try:
+            sandbox = await stack.enter_async_context(open_sandbox(limits, unsafe=cycle.agent.unsafe_code))
+        except FailedPreconditionError as error:
+            raise StageFailedError(f"learner.synthesize.files makes and reads files with code: {error}") from error
+        yield sandbox
 
 
 async def _planned(
