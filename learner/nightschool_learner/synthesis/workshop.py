@@ -13,12 +13,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from nightschool_server.errors import FailedPreconditionError
+from nightschool_server.errors import ContextOverflowError, FailedPreconditionError
 from nightschool_server.sandbox.folder import remove
 from nightschool_server.sandbox.proof import open_sandbox
 from nightschool_server.sandbox.sandbox import Sandbox
 
-from nightschool_learner.errors import StageFailedError
+from nightschool_learner.errors import EndpointError, StageFailedError
 from nightschool_learner.roles import open_role
 from nightschool_learner.sampling import AnswerSampler
 from nightschool_learner.seed_records import Seed
@@ -121,7 +121,12 @@ async def _shelf(opening: _Opening, seeds: Sequence[Seed], reader: FileReader) -
         described = await describer.describe(documents)
     texts = [document.found_by for document in described]
     embedder = await opening.stack.enter_async_context(open_embedder(cycle, config.embedder, texts))
-    vectors = await vectors_of(cycle.store, writer, embedder, described)
+    try:
+        vectors = await vectors_of(cycle.store, writer, embedder, described)
+    except (EndpointError, ContextOverflowError) as error:
+        raise StageFailedError(
+            f"what can be found has no vectors: {error}: start the cycle again when the embedder answers"
+        ) from error
     return Shelf(config, described, vectors, embedder, Counter(reuse_of(cycle.store, cycle.id)))
 
 
