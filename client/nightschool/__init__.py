@@ -86,6 +86,7 @@ from nightschool.records import (
     StageState,
     Status,
     Task,
+    TaskFamily,
     Verification,
 )
 from nightschool.retry import NO_RETRIES, RetryPolicy
@@ -163,6 +164,7 @@ __all__ = [
     "StreamEvent",
     "Task",
     "TaskEvent",
+    "TaskFamily",
     "TaskResult",
     "TaskRun",
     "Text",
