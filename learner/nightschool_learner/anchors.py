@@ -44,9 +44,8 @@ def select_anchors(
     drawn: Counter[tuple[str, ...]] = Counter()
     turns = []
     for step in supply:
-        kind = (action_format.tool_of(step.candidates[0].text),)
-        if config.anchor_turns == "step":
-            kind = (*_before(step, action_format), *kind)
+        before = _before(step, action_format) if config.anchor_turns == "step" else ()
+        kind = (*before, action_format.tool_of(step.candidates[0].text))
         turns.append((drawn[kind], step))
         drawn[kind] += 1
     turns.sort(key=lambda turn: turn[0])  # stable: the shuffle decides within a round
