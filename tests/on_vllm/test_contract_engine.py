@@ -13,6 +13,7 @@ import pytest_asyncio
 from nightschool_server.engines.model_folder import read_model_folder
 from nightschool_server.engines.on_vllm import core
 from nightschool_server.engines.on_vllm.core import VLLMEngineConfig
+from nightschool_server.engines.on_vllm.processes import CoreProcesses, is_engine
 from vllm.lora.request import LoRARequest
 from vllm.sampling_params import SamplingParams
 
@@ -64,7 +65,7 @@ on_the_engine = pytest.mark.asyncio(loop_scope="module")
 
 @on_the_engine
 async def test_an_engine_made_on_a_thread_has_no_output_handler_until_it_is_asked(started: Started) -> None:
-    """on_vllm/life.py: _shut_down, which cancels it where there is one."""
+    """on_vllm/life.py: _end, which cancels it where there is one."""
     assert started.handler is None
     await started.run("first")
     assert isinstance(started.core.output_handler, asyncio.Task)
@@ -73,9 +74,11 @@ async def test_an_engine_made_on_a_thread_has_no_output_handler_until_it_is_aske
 
 @on_the_engine
 async def test_the_worker_is_below_enginecore_and_both_say_so_in_their_titles(started: Started) -> None:
-    """on_vllm/core.py: pin_to_worker, _is_engine."""
-    (engine,) = [process for process in psutil.Process().children() if core._is_engine(process)]
-    (worker,) = [process for process in engine.children() if core._is_engine(process)]
+    """on_vllm/processes.py: CoreProcesses, is_engine."""
+    (engine,) = [process for process in psutil.Process().children() if is_engine(process)]
+    (worker,) = [process for process in engine.children() if is_engine(process)]
+    told = CoreProcesses.of(started.core)
+    assert ([process.pid for process in told.cores], list(told.workers)) == ([engine.pid], [worker])
     assert len(worker.cpu_affinity()) < (psutil.cpu_count() or 1)
 
 

@@ -14,8 +14,8 @@ import pytest_asyncio
 from nightschool_server.engine import BASE, PRACTICE_PRIORITY, GenerateRequest
 from nightschool_server.engines.model_folder import read_model_folder
 from nightschool_server.engines.on_vllm.core import VLLMEngineConfig
-from nightschool_server.engines.on_vllm.core import _is_engine as is_engine
 from nightschool_server.engines.on_vllm.grouped import GroupedLoRA, is_right
+from nightschool_server.engines.on_vllm.processes import is_engine
 from nightschool_server.engines.vllm_engine import VLLMEngine
 from nightschool_server.errors import (
     ConfigError,

@@ -10,6 +10,7 @@ import pytest
 import pytest_asyncio
 from nightschool_server.chat import assistant, system, user
 from nightschool_server.engine import BASE, Engine, GenerateRequest, Prompt
+from nightschool_server.errors import AdapterFormatError
 
 from tests.server.engine_world import KIND, Answer, World, answer, answers, num_cached, pictures, prompt_with, request
 from tests.server.tiny_models import make_adapter, make_idefics3, make_qwen2, make_qwen2_vl
@@ -46,6 +47,13 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine(world: World) -> AsyncIterator[Engine]:
     async with world.engine() as running:
+        yield running
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def chunked(world: World) -> AsyncIterator[Engine]:
+    """An engine that takes prompts in small pieces."""
+    async with world.engine(prefill_chunk_tokens=7) as running:
         yield running
 
 
@@ -109,11 +117,10 @@ async def test_requests_that_join_and_leave_while_others_run(world: World, engin
     check(world, long, kept)
 
 
-async def test_prompts_prefilled_in_small_chunks(world: World) -> None:
+async def test_prompts_prefilled_in_small_chunks(world: World, chunked: Engine) -> None:
     requests = mixed(world)
-    async with world.engine(prefill_chunk_tokens=7) as engine:
-        for asked, got in zip(requests, await asyncio.gather(*(answer(engine, r) for r in requests)), strict=True):
-            check(world, asked, got)
+    for asked, got in zip(requests, await asyncio.gather(*(answer(chunked, r) for r in requests)), strict=True):
+        check(world, asked, got)
 
 
 async def test_prefixes_taken_from_the_cache(world: World, engine: Engine) -> None:
@@ -168,22 +175,21 @@ async def test_the_same_prompt_on_other_adapters_shares_no_prefix(world: World, 
         assert got.num_cached_tokens < 8
 
 
-async def test_scores_equal_the_reference(world: World) -> None:
+async def test_scores_equal_the_reference(world: World, chunked: Engine) -> None:
     prompts = [Prompt((user(TEXTS[2]),)), Prompt((user("Hi"),))]
     if world.reference.sees:
         prompts.append(prompt_with("Which is red?", *pictures(31, 32)))
     following = " The lazy dog sleeps, and the fox answers: " * 4
-    async with world.engine(prefill_chunk_tokens=16) as engine:
-        jobs = [(p, a) for p in prompts for a in (BASE, "first", "second")]
-        found = await asyncio.gather(*(engine.score(p, following, adapter=a) for p, a in jobs))
-        for (prompt, adapter), scores in zip(jobs, found, strict=True):
-            ids = world.reference.tokenizer(following, add_special_tokens=False)["input_ids"]
-            assert list(scores.token_ids) == ids
-            logprobs = world.reference.logprobs(prompt, ids, adapter)
-            expected = [float(logprobs[i, t]) for i, t in enumerate(ids)]
-            assert scores.logprobs == pytest.approx(expected, abs=1e-4)
-        again = await engine.score(prompts[0], following)
-        assert again.logprobs == pytest.approx(found[0].logprobs, abs=1e-4)
+    jobs = [(p, a) for p in prompts for a in (BASE, "first", "second")]
+    found = await asyncio.gather(*(chunked.score(p, following, adapter=a) for p, a in jobs))
+    for (prompt, adapter), scores in zip(jobs, found, strict=True):
+        ids = world.reference.tokenizer(following, add_special_tokens=False)["input_ids"]
+        assert list(scores.token_ids) == ids
+        logprobs = world.reference.logprobs(prompt, ids, adapter)
+        expected = [float(logprobs[i, t]) for i, t in enumerate(ids)]
+        assert scores.logprobs == pytest.approx(expected, abs=1e-4)
+    again = await chunked.score(prompts[0], following)
+    assert again.logprobs == pytest.approx(found[0].logprobs, abs=1e-4)
 
 
 async def test_logprobs_equal_the_reference(world: World, engine: Engine) -> None:
@@ -197,3 +203,17 @@ async def test_logprobs_equal_the_reference(world: World, engine: Engine) -> Non
             assert [top.token_id for top in tops] == ids.tolist()
             assert [top.logprob for top in tops] == pytest.approx(values.tolist(), abs=1e-4)
             assert tops[0].token == world.reference.tokenizer.decode([tops[0].token_id])
+
+
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")
+async def test_an_adapter_of_other_linears_than_the_decoders_is_refused(
+    world: World, engine: Engine, tmp_path: Path
+) -> None:
+    if world.reference.sees:
+        targets = r".*(vision_model|visual).*(q_proj|qkv)"
+        says = r"(vision_model|visual)\..* is not a Linear of the text tower's decoder layers"
+    else:
+        targets, says = r".*lm_head", r"lm_head\..* is not lora_A"
+    other = make_adapter(world.folder, tmp_path / "other", seed=5, target_modules=targets)
+    with pytest.raises(AdapterFormatError, match=says):
+        await engine.load_adapter("other", other)

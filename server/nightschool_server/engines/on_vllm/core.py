@@ -1,6 +1,6 @@
 """vLLM's engine, from its arguments to a started `AsyncLLM` and back.
 
-Owns what we ask of vLLM and the processes that it starts: EngineCore, which schedules, and on a CPU a worker beside it.
+Owns what we ask of vLLM; the processes that it starts are in `processes.py`.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ import os
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import psutil
-
 from nightschool_server.engines.model_folder import ModelFolder
 from nightschool_server.engines.on_vllm.plugin import SERVER_PID_VARIABLE
+from nightschool_server.engines.on_vllm.processes import CoreProcesses
 from nightschool_server.errors import ConfigError, ModelFormatError
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -23,7 +22,6 @@ MAX_LOGPROBS = 100
 _CPU_BLOCK_TOKENS = 32
 _MAX_CPU_CACHE_BYTES = 4 * 2**30
 _MIN_IMAGE_BATCH_TOKENS = 2048
-_FEW_CORES = 4
 _WORKER_EXTENSION = "nightschool_server.engines.on_vllm.worker.LaneExtension"
 
 
@@ -93,7 +91,7 @@ async def start_core(config: VLLMEngineConfig, folder: ModelFolder) -> Any:
         # Its processes would outlive whoever waited for them.
         core = (await asyncio.gather(starting, return_exceptions=True))[0]
         if isinstance(core, AsyncLLM):
-            await asyncio.to_thread(core.shutdown)
+            await asyncio.to_thread(CoreProcesses.of(core).end, core)
         raise
     except Exception as error:
         # What vLLM refuses about a model is raised in another process, and said there.
@@ -102,7 +100,7 @@ async def start_core(config: VLLMEngineConfig, folder: ModelFolder) -> Any:
             "--engine transformers, may do"
         ) from error
     if config.pin_cores and current_platform.is_cpu():
-        pin_to_worker()
+        CoreProcesses.of(core).pin_to_worker()
     return core
 
 
@@ -145,28 +143,6 @@ def sleeps_in_place(config: VLLMEngineConfig) -> bool:
     from vllm.platforms import current_platform
 
     return config.sleep and not current_platform.is_cpu()
-
-
-def pin_to_worker() -> None:
-    """On a machine of few cores, keep EngineCore on a core of the worker's.
-
-    Both wait for each other in busy loops, so that two cores of two would be theirs and none the server's.
-    """
-    cores = psutil.cpu_count() or 1
-    if cores > _FEW_CORES:
-        return
-    engine = [p for p in psutil.Process().children() if _is_engine(p)]
-    for process in engine:
-        for worker in process.children():
-            if _is_engine(worker) and len(worker.cpu_affinity()) < cores:
-                process.cpu_affinity(worker.cpu_affinity())
-
-
-def _is_engine(process: psutil.Process) -> bool:
-    try:
-        return "VLLM::" in " ".join((process.name(), *process.cmdline()))
-    except psutil.Error:
-        return False
 
 
 def _prepare_environment() -> None:

@@ -14,7 +14,9 @@ from typing import Any
 from nightschool_server.engines.model_folder import ModelFolder
 from nightschool_server.engines.on_vllm.core import VLLMEngineConfig, sleeps_in_place, start_core
 from nightschool_server.engines.on_vllm.mixed_test import check_mixed_batches, fingerprint, largest_difference
+from nightschool_server.engines.on_vllm.processes import CoreProcesses
 from nightschool_server.errors import EngineAsleepError, EngineDeadError, FailedPreconditionError
+from nightschool_server.uninterrupted import uninterrupted
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +38,7 @@ class CoreLife:
         self._config, self._folder, self._bring_back = config, folder, bring_back
         self.change = asyncio.Lock()
         self._core: Any = None
+        self._processes = CoreProcesses((), ())
         self._is_asleep = False
         self._is_closed = False
         self._prints: list[list[float]] = []
@@ -126,15 +129,16 @@ class CoreLife:
     async def _open(self) -> None:
         """Start a core, prove it, and bring back what was loaded; it serves from then on."""
         core = await start_core(self._config, self._folder)
+        processes = CoreProcesses.of(core)
         try:
             await call(core, "nightschool_open")
             if self._config.self_test:
                 await check_mixed_batches(core, self._config)
             await self._bring_back(core)
         except BaseException:
-            await _shut_down(core)
+            await uninterrupted(_end(core, processes))
             raise
-        self._core = core
+        self._core, self._processes = core, processes
 
     async def _watch(self) -> None:
         """Start the core again whenever it has died."""
@@ -156,9 +160,10 @@ class CoreLife:
                     pause_s = min(60.0, 2 * pause_s)
 
     async def _shut_down(self) -> None:
+        """End the core; whoever comes after has its memory, which a cancellation does not change."""
         core, self._core = self._core, None
         if core is not None:
-            await _shut_down(core)
+            await uninterrupted(_end(core, self._processes))
 
 
 async def call(core: Any, method: str, *args: Any) -> None:
@@ -171,8 +176,8 @@ async def call(core: Any, method: str, *args: Any) -> None:
         raise EngineDeadError(DEAD) from error
 
 
-async def _shut_down(core: Any) -> None:
+async def _end(core: Any, processes: CoreProcesses) -> None:
     if core.output_handler is not None:
         # It would take the end of the processes for their death.
         core.output_handler.cancel()
-    await asyncio.to_thread(core.shutdown)
+    await asyncio.to_thread(processes.end, core)
