@@ -45,8 +45,7 @@ WAYS: dict[str, tuple[str, ...]] = {
     "rollouts_8": ("explore.concurrency=8",),
     "rollouts_64": ("explore.concurrency=64",),
 }
-SEED = 11
-TO_THE_PAIRS = ("pairs.min_pairs=1000000",)
+TO_THE_PAIRS = ("seed=11", "pairs.min_pairs=1000000")
 """No cycle has so many: it stops there."""
 POLL_S = 0.5
 TIME_LIMIT_S = 900.0
@@ -116,7 +115,7 @@ async def one_round(home: Path, settings: list[str]) -> tuple[Numbers, Steps]:
     """A server's life with one cycle. Raises RuntimeError for a cycle that did not come to its pairs."""
     load = os.getloadavg()[0]
     async with shop(home, []) as client:
-        told = json.loads(await _cycle(client, home, [*TO_THE_PAIRS, *settings]))
+        told = json.loads(await _cycle(client, settings))
     with sqlite3.connect(home / "nightschool.db") as db:
         tokens = int(db.execute("SELECT SUM(num_tokens) FROM steps").fetchone()[0])
         steps = _steps(db)
@@ -141,13 +140,9 @@ async def one_round(home: Path, settings: list[str]) -> tuple[Numbers, Steps]:
     return numbers, steps
 
 
-async def _cycle(client: AsyncClient, home: Path, settings: list[str]) -> bytes:
-    """The report of a cycle with a seed that the bench chose: it is queued while the learner is paused."""
-    await client.admin.learner.pause()
-    cycle = await client.admin.cycles.trigger(reason="exploration", overrides=settings)
-    with sqlite3.connect(home / "nightschool.db", timeout=30) as db:
-        db.execute("UPDATE cycles SET seed = ? WHERE id = ?", (SEED, cycle.id))
-    await client.admin.learner.resume()
+async def _cycle(client: AsyncClient, settings: list[str]) -> bytes:
+    """The report of a cycle."""
+    cycle = await client.admin.cycles.trigger(reason="exploration", overrides=[*TO_THE_PAIRS, *settings])
     async with asyncio.timeout(TIME_LIMIT_S):
         while not cycle.state.ended:
             await asyncio.sleep(POLL_S)
