@@ -75,6 +75,11 @@ ABLATIONS = (
     Row("no_nll", "ablations", "no NLL term on the chosen answers", ("train.nll_weight=0",)),
     Row("no_anchors", "ablations", "no anchors", ("pairs.anchors_per_pair=0",)),
     Row("anchors_by_step", "ablations", "anchors take turns by step, not by tool", ("pairs.anchor_turns=step",)),
+    Row(
+        "nights_by_step", "ablations", "the same, five nights in a row",
+        (*FULL_EVALUATION, "pairs.anchor_turns=step"), num_rounds=NUM_CYCLES, measures_active=True,
+    ),
+    Row("anchors_by_step_again", "ablations", "the same, another seed", ("pairs.anchor_turns=step",), seed=101),
     Row("neither", "ablations", "no NLL term, no anchors", ("train.nll_weight=0", "pairs.anchors_per_pair=0")),
     Row("no_forks", "ablations", "the candidates of a step share one state", _explore("shared_state")),
     Row("n_2", "ablations", "2 candidates a step", ("explore.num_candidates=2",)),
