@@ -7,7 +7,7 @@ import subprocess
 import sys
 import urllib.request
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -34,6 +34,7 @@ from bench.nights.home import requests_of
 from bench.nights.measures import holm, night_of
 from bench.nights.rows import ROWS, chosen
 from bench.nights.ruled import QUESTIONS, ruled_endpoint
+from bench.nights.show import tables
 from bench.nights.table import MixedTableError, Table
 from bench.nights.truth import Action, accuracy, is_right, pair_verdicts, pictures_of, task_of
 from bench.nights.unguarded import Failing, OneOrder, open_first_by_default, open_shared_tools
@@ -229,6 +230,8 @@ def test_a_night_says_what_rose_and_what_fell(store: Store) -> None:
     assert night.against_base.spread.pass_at_n == (0.5, 0.5)
     assert night.against_base.spread.distinct_actions == (1.5, 1.5)
     assert night.candidate_change == night.against_base
+    shown = list(tables({"cycles": [asdict(night), asdict(night)], "ablations": {}, "recipes": {}}))
+    assert "| price | 12 | 100% | 25% | 25% | 0.0078 |" in shown
     assert night.candidate_missed == tuple(sorted(f"price-{number}" for number in range(3, 12)))
 
 
