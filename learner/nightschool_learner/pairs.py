@@ -74,7 +74,7 @@ class Selection:
 
 
 def pairs_of(step: DecidedStep, written: ActionFormat = TOOL_CALLS) -> list[Pair]:
-    """Every pair that the step supports, surest first."""
+    """Every pair that the step supports, surest first; of equals the one that was sampled earlier."""
     if step.step.picked_by not in ("facts", "critic") or step.step.picked is None:
         return []
     by_position = {c.position: c for c in step.candidates}
@@ -89,7 +89,7 @@ def pairs_of(step: DecidedStep, written: ActionFormat = TOOL_CALLS) -> list[Pair
             continue
         kind: Kind = "ran_vs_failed" if rival.failure else "both_ran"
         found.append(_pair(step, rival, kind, margin, written))
-    return sorted(found, key=lambda p: (-p.margin, p.rejected))
+    return sorted(found, key=lambda p: -p.margin)
 
 
 def select(
@@ -153,7 +153,7 @@ class PairsStage:
         anchors = select_anchors(
             sound,
             round(config.anchors_per_pair * len(selection.pairs)),
-            min_probability=config.min_anchor_probability,
+            config=config,
             seed=cycle.seed,
             action_format=written,
         )
