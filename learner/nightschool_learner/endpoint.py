@@ -1,4 +1,5 @@
-"""The one client of OpenAI-compatible endpoints: an `AnswerSampler` for every role that is not the served model.
+"""The one client of OpenAI-compatible endpoints: an `AnswerSampler` for every role that is not the served model, and
+a source of embeddings.
 
 Owns rate limits, retries, timeouts, the number of calls in flight, and what each call cost. Needs
 `pip install 'nightschool[endpoint]'` and a key in the environment variable that the configuration names; the key goes
@@ -13,9 +14,9 @@ import logging
 import os
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from nightschool_server.config.roles import EndpointConfig
 from nightschool_server.engine import Prompt, Sampling, TopLogprob
@@ -40,6 +41,28 @@ FATAL_STATUSES = frozenset({401, 403, 404})
 """The configuration is wrong: no retry would mend it."""
 
 Record = Callable[[EndpointCall], Awaitable[None]]
+
+
+class Counted(Protocol):
+    """An answer that says what it took."""
+
+    @property
+    def num_prompt_tokens(self) -> int: ...
+
+    @property
+    def num_completion_tokens(self) -> int: ...
+
+
+C = TypeVar("C", bound=Counted)
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """A vector of each text, in their order."""
+
+    vectors: tuple[tuple[float, ...], ...]
+    num_prompt_tokens: int
+    num_completion_tokens: int = 0
 
 
 @dataclass(eq=False)
@@ -88,12 +111,41 @@ class Endpoint:
         Raises ContextOverflowError; EndpointError where the call failed after its retries; StageFailedError where
         the configuration is wrong or the endpoint is down.
         """
+        expected = num_text_chars(prompt) // CHARS_PER_TOKEN + sampling.max_tokens * sampling.n
+
+        async def ask() -> Samples:
+            return read_completion(await self._ask(lambda: self._client.chat.completions.create(**asked)))
+
+        odds = {"logprobs": True, "top_logprobs": min(20, sampling.top_logprobs)} if sampling.top_logprobs else {}
+        asked = {
+            "model": self.config.model,
+            "messages": to_openai(prompt, self.read_blob),
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_tokens": sampling.max_tokens,
+            "n": sampling.n,
+            "seed": sampling.seed,
+            **(odds if self.config.has_logprobs else {}),
+        }
+        return await self._answered(ask, expected)
+
+    async def embed(self, texts: Sequence[str]) -> Embeddings:
+        """A vector for each text. Raises as `sample` does."""
+
+        async def ask() -> Embeddings:
+            asked = {"model": self.config.model, "input": list(texts), "encoding_format": "float"}
+            return read_embeddings(await self._ask(lambda: self._client.embeddings.create(**asked)), len(texts))
+
+        return await self._answered(ask, sum(map(len, texts)) // CHARS_PER_TOKEN)
+
+    async def _answered(self, ask: Callable[[], Awaitable[C]], expected: int) -> C:
+        """Try until there is an answer, within the limits, and record what it took."""
         started, tries = time.monotonic(), 0
         async with self._slots:
             while True:
                 tries += 1
                 try:
-                    samples = await self._try(prompt, sampling)
+                    answer = await self._try(ask, expected)
                 except _Failure as failure:
                     if failure.is_retried and tries <= self.config.max_retries:
                         self._gate.shut(self._delay_s(failure, tries))
@@ -102,36 +154,24 @@ class Endpoint:
                     await self.record(self._call(failure.kind, tries, None, started))
                     raise self._error(failure) from None
                 self._num_failures = 0
-                await self.record(self._call("", tries, samples, started))
-                return samples
+                await self.record(self._call("", tries, answer, started))
+                return answer
 
-    async def _try(self, prompt: Prompt, sampling: Sampling) -> Samples:
+    async def _try(self, ask: Callable[[], Awaitable[C]], expected: int) -> C:
         if self.until_allowed is not None:
             await self.until_allowed()
-        expected = num_text_chars(prompt) // CHARS_PER_TOKEN + sampling.max_tokens * sampling.n
         await self._requests.take(1)
         await self._tokens.take(expected)
         await self._gate.passed()
-        completion = await self._ask(prompt, sampling)
-        samples = read_completion(completion)
-        self._tokens.correct(samples.num_prompt_tokens + samples.num_completion_tokens - expected)
-        return samples
+        answer = await ask()
+        self._tokens.correct(answer.num_prompt_tokens + answer.num_completion_tokens - expected)
+        return answer
 
-    async def _ask(self, prompt: Prompt, sampling: Sampling) -> Any:
+    async def _ask(self, call: Callable[[], Awaitable[Any]]) -> Any:
         import openai
 
-        odds = {"logprobs": True, "top_logprobs": min(20, sampling.top_logprobs)} if sampling.top_logprobs else {}
         try:
-            return await self._client.chat.completions.create(
-                model=self.config.model,
-                messages=to_openai(prompt, self.read_blob),
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                max_tokens=sampling.max_tokens,
-                n=sampling.n,
-                seed=sampling.seed,
-                **(odds if self.config.has_logprobs else {}),
-            )
+            return await call()
         except openai.APITimeoutError:
             raise _Failure("timeout", f"no answer within {self.config.timeout_s:g} s", True) from None
         except openai.APIStatusError as error:
@@ -160,9 +200,9 @@ class Endpoint:
             )
         return EndpointError(f"{who}: {failure.message}")
 
-    def _call(self, error: str, tries: int, samples: Samples | None, started: float) -> EndpointCall:
-        prompt_tokens = samples.num_prompt_tokens if samples else 0
-        completion_tokens = samples.num_completion_tokens if samples else 0
+    def _call(self, error: str, tries: int, answer: Counted | None, started: float) -> EndpointCall:
+        prompt_tokens = answer.num_prompt_tokens if answer else 0
+        completion_tokens = answer.num_completion_tokens if answer else 0
         cost = prompt_tokens * self.config.prompt_price + completion_tokens * self.config.completion_price
         return EndpointCall(
             cycle_id=self.cycle_id,
@@ -206,6 +246,18 @@ def read_completion(completion: Any) -> Samples:
         return Samples(answers, int(prompt_tokens), int(completion_tokens))
     except (AttributeError, TypeError, ValueError) as error:
         raise _Failure("broken", f"the answer is no chat completion: {error}", True) from None
+
+
+def read_embeddings(response: Any, num_texts: int) -> Embeddings:
+    """What the endpoint answered. Raises the failure of a try where it is not one vector a text, all of one length."""
+    try:
+        entries = sorted(response.data, key=lambda entry: entry.index)
+        vectors = tuple(tuple(float(value) for value in entry.embedding) for entry in entries)
+        if len(vectors) != num_texts or len({len(vector) for vector in vectors}) != 1 or not vectors[0]:
+            raise ValueError(f"{len(vectors)} vectors for {num_texts} texts")
+        return Embeddings(vectors, int(response.usage.prompt_tokens) if response.usage else 0)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise _Failure("broken", f"the answer holds no embeddings: {error}", True) from None
 
 
 def _answer(choice: Any) -> Sample:

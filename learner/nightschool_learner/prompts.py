@@ -140,7 +140,6 @@ def writer_messages(tools: Sequence[ToolSpec], seeds: Sequence[SeedView]) -> tup
 
     The seeds' images stand first, in the order of the seeds.
     """
-    listed = "\n".join(f"- {tool.name}({', '.join(_parameters(tool))}): {tool.description}" for tool in tools)
     blocks = [
         WRITER_SEED.format(
             number=number, picture=WRITER_HAS_PICTURE if seed.images else "", prompt=as_data(seed.prompt)
@@ -148,7 +147,7 @@ def writer_messages(tools: Sequence[ToolSpec], seeds: Sequence[SeedView]) -> tup
         for number, seed in enumerate(seeds, start=1)
     ]
     return (
-        system(f"{WRITER_SYSTEM}\n{WRITER_TOOLS.format(tools=listed)}"),
+        system(f"{WRITER_SYSTEM}\n{WRITER_TOOLS.format(tools=list_tools(tools))}"),
         user(WRITER_TASK.format(seeds="\n".join(blocks)), [sha256 for seed in seeds for sha256 in seed.images]),
     )
 
@@ -201,8 +200,11 @@ def shorten(text: str, max_chars: int) -> str:
     return f"{text[:half]}\n[{len(text) - 2 * half} characters left out]\n{text[-half:]}"
 
 
-def _parameters(tool: ToolSpec) -> list[str]:
-    return list(tool.schema.get("properties", {}))
+def list_tools(tools: Sequence[ToolSpec]) -> str:
+    """What an assistant may call, a line each, as the writer reads it."""
+    return "\n".join(
+        f"- {tool.name}({', '.join(tool.schema.get('properties', {}))}): {tool.description}" for tool in tools
+    )
 
 
 def write_turn(message: Message) -> str:

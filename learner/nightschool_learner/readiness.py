@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 
+from nightschool_server.config.files import EmbedderConfig
 from nightschool_server.config.roles import RoleConfig
 from nightschool_server.errors import AppError
 
@@ -35,10 +36,16 @@ def _is_judged(cycle: Cycle) -> bool:
         return False
 
 
-def _roles(cycle: Cycle, *, is_judged: bool) -> Iterator[tuple[str, RoleConfig]]:
+def _roles(cycle: Cycle, *, is_judged: bool) -> Iterator[tuple[str, RoleConfig | EmbedderConfig]]:
     """The roles that somebody will play, by name."""
     config = cycle.config
     yield "writer", config.synthesize
+    if (files := config.synthesize.files).enabled:
+        yield "captioner", files.captioner
+        yield "file_maker", files.maker
+        yield "embedder", files.embedder
+    if config.synthesize.verifier.enabled:
+        yield "verifier", config.synthesize.verifier
     if {"judge", "checklist"} & {*config.critic.kinds, *config.critic.vetoes}:
         yield "critic", config.critic
     if is_judged:

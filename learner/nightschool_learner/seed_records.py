@@ -11,7 +11,7 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from nightschool_server.chat import File, Message, canonical_json, file_from_dict, file_to_dict, messages_from_json
@@ -68,6 +68,10 @@ class Attempt:
     verdict: str
     """`kept` or the reason for dropping it."""
     tokens: int
+    reason: str = ""
+    """That in a sentence, where somebody gave one."""
+    role_tokens: Mapping[str, int] = field(default_factory=dict)
+    """Of the roles that saw to it behind the writer."""
 
 
 @dataclass(frozen=True)
@@ -144,12 +148,12 @@ def insert_task(
 ) -> None:
     """Write a finished slot, with every answer that the writer gave for it."""
     db.execute(
-        "INSERT INTO tasks (id, cycle_id, slot, prompt, images, state, raw, tokens, created_at, files) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO tasks (id, cycle_id, slot, prompt, images, state, raw, tokens, created_at, files, role_tokens) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             task.id, cycle_id, task.slot, task.prompt, canonical_json(list(task.images)), task.state,
-            canonical_json([{"text": a.text, "verdict": a.verdict} for a in attempts]),
-            sum(a.tokens for a in attempts), time.time(), canonical_json([file_to_dict(file) for file in task.files]),
+            canonical_json([_attempt_to_dict(a) for a in attempts]), sum(a.tokens for a in attempts), time.time(),
+            canonical_json([file_to_dict(file) for file in task.files]), canonical_json(_role_tokens(attempts)),
         ),
     )  # fmt: skip
     link_blobs(db, task.id, [file.sha256 for file in task.files])
@@ -185,22 +189,36 @@ def tasks_of_other_cycles(store: Store, cycle_id: str) -> Iterator[tuple[str, tu
 def writer_counts(store: Store, cycle_id: str) -> dict[str, int]:
     """Counts over all attempts of the cycle: kept, dropped by reason, tokens."""
     counts: Counter[str] = Counter()
-    for row in store.query("SELECT state, raw, tokens FROM tasks WHERE cycle_id = ?", (cycle_id,)):
+    for row in store.query("SELECT state, raw, tokens, role_tokens FROM tasks WHERE cycle_id = ?", (cycle_id,)):
         counts.update(attempt_counts([Attempt(a["text"], a["verdict"], 0) for a in json.loads(row["raw"])]))
         counts["tokens"] += row["tokens"]
+        counts.update({f"{role}_tokens": n for role, n in json.loads(row["role_tokens"]).items()})
     return dict(counts)
 
 
 def attempt_counts(attempts: Sequence[Attempt]) -> dict[str, int]:
-    """Counts of a slot's attempts by verdict, and their tokens."""
+    """Counts of a slot's attempts by verdict, and their tokens by role, the writer's as `tokens`."""
     counts = Counter(KEPT if a.verdict == KEPT else f"dropped_{a.verdict}" for a in attempts)
     counts["tokens"] = sum(a.tokens for a in attempts)
+    counts.update({f"{role}_tokens": n for role, n in _role_tokens(attempts).items()})
     return dict(counts)
 
 
 def new_task(slot: int, prompt: str, images: Sequence[str], state: str, files: Sequence[File] = ()) -> TaskRow:
     """A task with a fresh id."""
     return TaskRow(new_id("task"), slot, prompt, tuple(images), state, tuple(files))
+
+
+def _attempt_to_dict(attempt: Attempt) -> dict[str, str]:
+    told = {"reason": attempt.reason} if attempt.reason else {}
+    return {"text": attempt.text, "verdict": attempt.verdict, **told}
+
+
+def _role_tokens(attempts: Sequence[Attempt]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for attempt in attempts:
+        total.update(attempt.role_tokens)
+    return dict(total)
 
 
 def _task(row: Mapping[str, Any]) -> TaskRow:

@@ -5,18 +5,17 @@ check is kept; else the slot is a dropped task with the reason of its last attem
 drawn from (cycle seed, slot, attempt), so a slot that is run again is the same slot; only which of two equal
 tasks of one cycle is kept depends on which was finished first.
 
-Deviation from SPORT: no image retrieval; a task about a picture reuses the picture of one of its seeds, and one about
-files the files of its seeds.
+Owns slots, attempts and the order of checks. What a draft's files are and who looks at it is `synthesis/`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
+import sqlite3
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from nightschool_server.chat import File, ToolSpec
 from nightschool_server.config.practice import SynthesizeConfig
 from nightschool_server.engine import Prompt, Sampling
 from nightschool_server.errors import ContextOverflowError
@@ -26,65 +25,50 @@ from nightschool_learner.contamination import held_out_of
 from nightschool_learner.errors import EndpointError, NothingToLearnError
 from nightschool_learner.parallel import for_each
 from nightschool_learner.picture_index import Looks
-from nightschool_learner.prompts import SeedView, WrittenTask, parse_written_task, writer_messages
 from nightschool_learner.roles import Model, open_role
 from nightschool_learner.sampling import AnswerSampler, PracticeSampler, derive_seed
-from nightschool_learner.screening import HeldOut, Pool, TaskKey, task_key, words_of
-from nightschool_learner.seed_records import KEPT, Attempt, Seed, TaskRow, contents_of
+from nightschool_learner.screening import Pool, task_key, words_of
+from nightschool_learner.seed_records import KEPT, Attempt, Seed, TaskRow
 from nightschool_learner.stages import Cycle, Ending
+from nightschool_learner.synthesis.description_records import caption_counts
+from nightschool_learner.synthesis.drafts import Draft, Drafter, Place, Screen
+from nightschool_learner.synthesis.records import (
+    FileOrigin,
+    Verification,
+    file_counts,
+    file_counts_of,
+    insert_origins,
+    insert_verifications,
+)
+from nightschool_learner.synthesis.verifier import Verifier
+from nightschool_learner.synthesis.workshop import open_workshop
 from nightschool_learner.writer import Writer
 
 
 @dataclass(frozen=True)
-class Belongings:
-    """What a written task takes over from the seeds that it was written from."""
+class Slot:
+    """What became of a slot, whole: the unit of work."""
 
-    images: tuple[str, ...] = ()
-    files: tuple[File, ...] = ()
+    task: TaskRow
+    attempts: tuple[Attempt, ...]
+    examples: tuple[Seed, ...]
+    origins: tuple[FileOrigin, ...] = ()
+    """Of the task's planned files."""
+    verifications: tuple[Verification, ...] = ()
 
+    def insert(self, db: sqlite3.Connection, cycle_id: str) -> None:
+        """Write it into an open transaction."""
+        seed_records.insert_task(db, cycle_id, self.task, self.attempts, self.examples)
+        insert_origins(db, self.task.id, self.origins)
+        insert_verifications(db, self.task.id, self.verifications)
 
-def belongings_of(written: WrittenTask, examples: Sequence[Seed]) -> Belongings:
-    """The pictures of the example that the writer named, and the files that the task's text names.
-
-    Of two files of one name the first counts. A text that names none, where every example has files, is about those of
-    the first one.
-    """
-    images = () if written.image_of is None else examples[written.image_of].images
-    files: dict[str, File] = {}
-    for seed in examples:
-        for file in seed.files:
-            if file.name in written.prompt:
-                files.setdefault(file.name, file)
-    if not files and examples and all(seed.files for seed in examples):
-        files = {file.name: file for file in examples[0].files}
-    return Belongings(images, tuple(files.values()))
-
-
-@dataclass
-class Screen:
-    """The checks that a written task passes, and the tasks that are there already."""
-
-    config: SynthesizeConfig
-    held_out: HeldOut
-    known: Pool
-
-    def judge(self, written: WrittenTask, examples: Sequence[Seed]) -> tuple[str, Belongings]:
-        """`kept` or the reason for dropping, and what the task brings. A kept task is known from now on."""
-        brings = belongings_of(written, examples)
-        key = task_key(written.prompt, contents_of(brings.images, brings.files))
-        reason = self._reason(key, written.prompt, examples)
-        if reason == KEPT:
-            self.known.add(key)
-        return reason, brings
-
-    def _reason(self, key: TaskKey, prompt: str, examples: Sequence[Seed]) -> str:
-        if not self.config.min_words <= len(key.words) or len(prompt) > self.config.max_chars:
-            return "length"
-        if contaminated := self.held_out.match(key):
-            return f"held_out_{contaminated}"
-        if any(key == task_key(seed.prompt, seed.contents) for seed in examples):
-            return "copy"
-        return self.known.match(key) or KEPT
+    @property
+    def counts(self) -> dict[str, int]:
+        """What the stage shows of it."""
+        is_kept = self.task.state == KEPT
+        return seed_records.attempt_counts(self.attempts) | file_counts(
+            self.origins if is_kept else (), self.verifications
+        )
 
 
 @dataclass(frozen=True)
@@ -93,27 +77,23 @@ class Author:
 
     cycle_seed: int
     config: SynthesizeConfig
-    tools: tuple[ToolSpec, ...]
     seeds: Sequence[Seed]
     screen: Screen
     model: Model
+    drafter: Drafter
+    verifier: Verifier | None = None
 
-    async def fill(self, slot: int) -> tuple[TaskRow, list[Attempt], list[Seed]]:
+    async def fill(self, slot: int) -> Slot:
         """Write the task of one slot."""
         examples = self.examples(slot)
-        views = [SeedView("".join(file.line for file in seed.files) + seed.prompt, seed.images) for seed in examples]
-        prompt = Prompt(writer_messages(self.tools, views))
+        prompt = Prompt(self.drafter.messages(examples))
         attempts: list[Attempt] = []
-        text, brings = "", Belongings()
+        verifications: list[Verification] = []
+        draft = Draft()
         for attempt in range(self.config.max_attempts):
-            sampling = Sampling(
-                max_tokens=self.config.max_tokens,
-                temperature=self.config.temperature,
-                top_p=self.config.top_p,
-                seed=derive_seed(self.cycle_seed, "write", slot, attempt),
-            )
+            place = Place(self.cycle_seed, slot, attempt)
             try:
-                samples = await self.model.sampler.sample(prompt, sampling, adapter=self.model.adapter)
+                samples = await self.model.sampler.sample(prompt, self._sampling(place), adapter=self.model.adapter)
             except ContextOverflowError as error:
                 attempts.append(Attempt(str(error), "overflow", 0))
                 break
@@ -121,25 +101,40 @@ class Author:
                 attempts.append(Attempt(str(error), "unavailable", 0))
                 continue
             answer = samples.answers[0]
-            text, brings, verdict = self._read(answer.text, views, examples)
-            attempts.append(Attempt(answer.text, verdict, samples.num_completion_tokens or len(answer.token_ids)))
-            if verdict == KEPT:
+            draft = await self._drafted(answer.text, examples, place)
+            verifications += [draft.verification] if draft.verification else []
+            tokens = samples.num_completion_tokens or len(answer.token_ids)
+            attempts.append(Attempt(answer.text, draft.verdict, tokens, draft.reason, draft.tokens))
+            if draft.verdict == KEPT:
                 break
-        task = seed_records.new_task(slot, text, brings.images, attempts[-1].verdict, brings.files)
-        return task, attempts, examples
+        brings = draft.brings
+        task = seed_records.new_task(slot, draft.prompt, brings.images, attempts[-1].verdict, brings.files)
+        return Slot(task, tuple(attempts), tuple(examples), brings.origins, tuple(verifications))
 
     def examples(self, slot: int) -> list[Seed]:
         """The seeds that slot `slot` is written from."""
         rng = random.Random(derive_seed(self.cycle_seed, "examples", slot))
         return rng.sample(self.seeds, min(self.config.num_examples, len(self.seeds)))
 
-    def _read(self, text: str, views: Sequence[SeedView], examples: Sequence[Seed]) -> tuple[str, Belongings, str]:
-        try:
-            written = parse_written_task(text, views)
-        except ValueError:
-            return "", Belongings(), "parse"
-        verdict, brings = self.screen.judge(written, examples)
-        return written.prompt, brings, verdict
+    def _sampling(self, place: Place) -> Sampling:
+        return Sampling(
+            max_tokens=self.config.max_tokens,
+            temperature=self.config.temperature,
+            top_p=self.config.top_p,
+            seed=derive_seed(self.cycle_seed, "write", place.slot, place.attempt),
+        )
+
+    async def _drafted(self, text: str, examples: Sequence[Seed], place: Place) -> Draft:
+        draft = await self.drafter.draft(text, examples, place)
+        if draft.verdict == KEPT and self.verifier is not None:
+            draft = replace(draft, verdict=self.screen.look(draft, examples))
+            draft = await self.verifier.look(draft, place) if draft.verdict == KEPT else draft
+        if draft.verdict == KEPT:
+            # A repaired task is another one: only now is it known what to screen for good.
+            draft = replace(draft, verdict=self.screen.admit(draft, examples))
+        if draft.verdict != KEPT:
+            self.drafter.discard(draft)
+        return draft
 
 
 @dataclass(frozen=True)
@@ -152,27 +147,11 @@ class SynthesizeStage:
     async def run(self, cycle: Cycle) -> Ending | None:
         config, progress = cycle.config.synthesize, cycle.progress(self.name)
         done = {task.slot: task for task in seed_records.tasks_of(cycle.store, cycle.id)}
-        progress.begin(config.num_tasks, len(done), seed_records.writer_counts(cycle.store, cycle.id))
-        seeds = seed_records.seeds_of(cycle.store, cycle.id)
-        screen = await asyncio.to_thread(open_screen, cycle, seeds, done.values())
-        playing = open_role(cycle, "writer", config, self.make_sampler(cycle))
-        async with Writer(cycle.store) as writer, playing as model:
-            author = Author(
-                cycle_seed=cycle.seed,
-                config=config,
-                tools=cycle.tools,
-                seeds=seeds,
-                screen=screen,
-                model=model,
-            )
-
-            async def fill(slot: int) -> None:
-                task, attempts, examples = await author.fill(slot)
-                await writer.write(lambda db: seed_records.insert_task(db, cycle.id, task, attempts, examples))
-                progress.advance(**seed_records.attempt_counts(attempts))
-
-            left = [slot for slot in range(config.num_tasks) if slot not in done]
-            await for_each(cycle, left, fill, config.concurrency)
+        progress.begin(config.num_tasks, len(done), _counts(cycle))
+        if left := [slot for slot in range(config.num_tasks) if slot not in done]:
+            seeds = seed_records.seeds_of(cycle.store, cycle.id)
+            screen = await asyncio.to_thread(open_screen, cycle, seeds, done.values())
+            await self._fill(cycle, left, seeds, screen)
         num_kept = sum(task.state == KEPT for task in seed_records.tasks_of(cycle.store, cycle.id))
         if num_kept < config.min_tasks:
             raise NothingToLearnError(
@@ -180,6 +159,28 @@ class SynthesizeStage:
                 f"{config.min_tasks}: the stage's counts say why tasks were dropped"
             )
         return None
+
+    async def _fill(self, cycle: Cycle, slots: Sequence[int], seeds: Sequence[Seed], screen: Screen) -> None:
+        config, progress, sampler = cycle.config.synthesize, cycle.progress(self.name), self.make_sampler(cycle)
+        async with (
+            Writer(cycle.store) as writer,
+            open_role(cycle, "writer", config, sampler) as model,
+            open_workshop(cycle, sampler, writer, seeds=seeds, screen=screen) as shop,
+        ):
+            progress.advance(0, **caption_counts(cycle.store, cycle.id))
+            author = Author(cycle.seed, config, seeds, screen, model, shop.drafter, shop.verifier)
+
+            async def fill(number: int) -> None:
+                slot = await author.fill(number)
+                await writer.write(lambda db: slot.insert(db, cycle.id))
+                progress.advance(**slot.counts)
+
+            await for_each(cycle, slots, fill, config.concurrency)
+
+
+def _counts(cycle: Cycle) -> dict[str, int]:
+    """What the rows say of the slots that are done."""
+    return seed_records.writer_counts(cycle.store, cycle.id) | file_counts_of(cycle.store, cycle.id)
 
 
 def open_screen(cycle: Cycle, seeds: Sequence[Seed], done: Collection[TaskRow]) -> Screen:

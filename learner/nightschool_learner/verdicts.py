@@ -48,7 +48,7 @@ def read_json(text: str, letters: Sequence[str]) -> Scores | None:
     A confidence of c in one of n candidates is taken as odds of c against an even share of 1 - c for each other one.
     """
     try:
-        value = json.loads(_unfenced(text))
+        value = json.loads(unfenced(text))
     except (json.JSONDecodeError, RecursionError):
         return None
     if not isinstance(value, dict) or value.get("better") not in letters:
@@ -70,7 +70,7 @@ def best_of(scores: Scores) -> int:
     return max(range(len(scores)), key=scores.__getitem__)
 
 
-def _unfenced(text: str) -> str:
+def unfenced(text: str) -> str:
     """`text` without the Markdown fence that many models put around JSON."""
     lines = text.strip().splitlines()
     if len(lines) >= 2 and lines[0].startswith("```") and lines[-1].strip() == "```":

@@ -23,7 +23,7 @@ from nightschool_learner.screening import HeldOut
 from nightschool_learner.seed_records import KEPT, Seed
 from nightschool_learner.seeds import choose_seeds
 from nightschool_learner.stages import Cycle
-from nightschool_learner.synthesize import belongings_of
+from nightschool_learner.synthesis.drafts import belongings_of
 from nightschool_learner.trainer_data import encode_pair, parse_messages
 from nightschool_learner.trainer_model import load_base
 from nightschool_server import chat

@@ -15,7 +15,8 @@ from nightschool_learner.screening import HeldOut, Pool, task_key
 from nightschool_learner.seed_records import KEPT, Seed
 from nightschool_learner.seeds import SeedsStage
 from nightschool_learner.stages import Cycle
-from nightschool_learner.synthesize import Screen, SynthesizeStage
+from nightschool_learner.synthesis.drafts import Draft, Screen, belongings_of
+from nightschool_learner.synthesize import SynthesizeStage
 from nightschool_server.config.practice import SynthesizeConfig
 from nightschool_server.config.screening import ScreenConfig
 from nightschool_server.engine import Prompt, Sampling
@@ -87,7 +88,8 @@ def test_a_written_task_is_kept_or_dropped_for_a_reason(text: str, image_of: int
     known = Pool(ScreenConfig(), (), lambda sha256: None)
     known.add(task_key("paint the shop green"))
     screen = Screen(SynthesizeConfig(max_chars=1000), held_out, known)
-    assert screen.judge(WrittenTask(text, image_of), examples)[0] == verdict
+    draft = Draft(text, belongings_of(WrittenTask(text, image_of), examples))
+    assert screen.look(draft, examples) == screen.admit(draft, examples) == verdict
 
 
 def test_the_application_s_held_out_tasks_are_screened(store: Store) -> None:

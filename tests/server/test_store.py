@@ -251,7 +251,11 @@ def test_only_blobs_that_nothing_names_are_swept(store: Store) -> None:
         db.execute(
             "INSERT INTO cycles (id, state, trigger, reason, created_at) VALUES ('c', 'running', 'manual', '', 1)"
         )
-        db.execute("INSERT INTO tasks VALUES ('t', 'c', 0, '', json_array(?), 'kept', '[]', 0, 1, '[]')", (by_task,))
+        db.execute(
+            "INSERT INTO tasks (id, cycle_id, slot, prompt, images, state, raw, created_at) "
+            "VALUES ('t', 'c', 0, '', json_array(?), 'kept', '[]', 1)",
+            (by_task,),
+        )
     leftover = store.blob_path(by_nobody).with_name(".tmp-leftover")
     leftover.write_bytes(b"half")
     assert store.sweep_blobs(older_than_s=3600) == 0

@@ -10,6 +10,7 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from nightschool_server.config.files import FilesConfig, VerifierConfig
 from nightschool_server.config.roles import RoleConfig
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -70,6 +71,8 @@ class SynthesizeConfig(RoleConfig):
     """Bounds of a task."""
     concurrency: Positive = 24
     """Slots in flight."""
+    files: FilesConfig = FilesConfig()
+    verifier: VerifierConfig = VerifierConfig()
 
 
 class ExploreConfig(_Section):
