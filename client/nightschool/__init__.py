@@ -85,6 +85,7 @@ from nightschool.records import (
     StageState,
     Status,
     Task,
+    TaskFamily,
 )
 from nightschool.retry import NO_RETRIES, RetryPolicy
 from nightschool.streams import AsyncStream, Stream
@@ -160,6 +161,7 @@ __all__ = [
     "StreamEvent",
     "Task",
     "TaskEvent",
+    "TaskFamily",
     "TaskResult",
     "TaskRun",
     "Text",

@@ -357,6 +357,20 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class TaskFamily:
+    """Tasks that call the same tools and bring the same kinds of content."""
+
+    name: str
+    """E.g. `add+look_up/text`."""
+    num_tasks: int
+    """Practised or probed."""
+    solve_rate: float
+    """Mean over its tasks."""
+    num_pairs: int
+    """Preference pairs that came of them."""
+
+
+@dataclass(frozen=True)
 class Cycle:
     """One round of learning, from seeds to the gate's decision."""
 
@@ -375,6 +389,8 @@ class Cycle:
     """Why it ended as it did."""
     num_resumes: int
     """Process restarts that this cycle survived."""
+    task_families: tuple[TaskFamily, ...]
+    """What practice found of each family of tasks, the largest first; once the cycle has ended."""
 
 
 @dataclass(frozen=True)
@@ -393,6 +409,8 @@ class Task:
     """Candidates of its rollout whose observation a simulator gave, wholly or in part."""
     files: tuple[File, ...]
     """In its workspace when it begins."""
+    solve_rate: float | None
+    """How often quick attempts solved it; None where nobody probed."""
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,11 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from nightschool_server.agent.episode import Episode
 from nightschool_server.agent.executors import ToolExecutor
-from nightschool_server.agent.formats import open_format
+from nightschool_server.agent.formats import ActionFormat, open_format
 from nightschool_server.agent.limits import call_limits, episode_limits
 from nightschool_server.agent.loop import run_episode
 from nightschool_server.agent.toolbox import open_tools
@@ -187,7 +188,16 @@ async def _rollout(practice: Practice, cycle: Cycle, task: TaskRow, known: Rollo
     practice.explored.advance(1, **{outcome: 1})
 
 
-def first_episode(cycle: Cycle, task: TaskRow, root: Path, practice: Practice) -> Episode:
+class Setting(Protocol):
+    """With what an episode begins."""
+
+    @property
+    def executor(self) -> ToolExecutor: ...
+    @property
+    def action_format(self) -> ActionFormat: ...
+
+
+def first_episode(cycle: Cycle, task: TaskRow, root: Path, setting: Setting) -> Episode:
     """The episode in which a task begins, as a live one would. Writes the task's files to the disk.
 
     Raises InvalidRequestError where the bytes of one are gone.
@@ -202,7 +212,7 @@ def first_episode(cycle: Cycle, task: TaskRow, root: Path, practice: Practice) -
         max_time_s=NO_TIME_LIMIT_S,
     )
     asked = (*head, user(task.prompt, task.images, task.files))
-    messages = practice.action_format.begin(asked, practice.executor.tools)
+    messages = setting.action_format.begin(asked, setting.executor.tools)
     files = [PlacedFile(file, cycle.store.blob_path(file.sha256)) for file in task.files]
     try:
         state = place_files(ToolState.initial(app, root), files)

@@ -30,6 +30,7 @@ from nightschool_server.home import Home
 from nightschool_server.store.store import Store
 
 from nightschool_learner import records
+from nightschool_learner.curriculum import write_families
 from nightschool_learner.errors import CycleCancelledError, NothingToLearnError, ServerGoneError
 from nightschool_learner.readiness import check_ready
 from nightschool_learner.records import CycleRow
@@ -124,6 +125,7 @@ class Learner:
                 state, outcome = await self._end_of(cycle)
             if state is None:
                 return
+            await asyncio.to_thread(write_families, self.store, cycle.id)
             records.finish(self.store, cycle.id, state, outcome)
             await self._report(cycle.id)
             records.set_last_error(self.store, outcome if state == "failed" else "")

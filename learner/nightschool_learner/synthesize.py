@@ -13,16 +13,21 @@ from __future__ import annotations
 import asyncio
 import random
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
+from nightschool_server.agent.toolbox import open_tools
 from nightschool_server.config.practice import SynthesizeConfig
 from nightschool_server.engine import Prompt, Sampling
 from nightschool_server.errors import ContextOverflowError
 
 from nightschool_learner import seed_records
 from nightschool_learner.contamination import held_out_of
+from nightschool_learner.curriculum import weights_for
+from nightschool_learner.difficulty import OpenTools, drop_settled_and_hopeless, probe_counts
 from nightschool_learner.errors import EndpointError, NothingToLearnError
+from nightschool_learner.families import draw
 from nightschool_learner.parallel import for_each
 from nightschool_learner.picture_index import Looks
 from nightschool_learner.roles import Model, open_role
@@ -82,6 +87,8 @@ class Author:
     model: Model
     drafter: Drafter
     verifier: Verifier | None = None
+    weights: Sequence[float] = ()
+    """Of the seeds, by the curriculum; empty where all are alike."""
 
     async def fill(self, slot: int) -> Slot:
         """Write the task of one slot."""
@@ -114,7 +121,8 @@ class Author:
     def examples(self, slot: int) -> list[Seed]:
         """The seeds that slot `slot` is written from."""
         rng = random.Random(derive_seed(self.cycle_seed, "examples", slot))
-        return rng.sample(self.seeds, min(self.config.num_examples, len(self.seeds)))
+        num = min(self.config.num_examples, len(self.seeds))
+        return draw(rng, self.seeds, self.weights, num) if self.weights else rng.sample(self.seeds, num)
 
     def _sampling(self, place: Place) -> Sampling:
         return Sampling(
@@ -142,6 +150,7 @@ class SynthesizeStage:
     """Fills every slot of the cycle."""
 
     make_sampler: Callable[[Cycle], AnswerSampler] = PracticeSampler
+    open_tools: OpenTools = open_tools
     name: str = "synthesize"
 
     async def run(self, cycle: Cycle) -> Ending | None:
@@ -152,6 +161,8 @@ class SynthesizeStage:
             seeds = seed_records.seeds_of(cycle.store, cycle.id)
             screen = await asyncio.to_thread(open_screen, cycle, seeds, done.values())
             await self._fill(cycle, left, seeds, screen)
+        if config.probe.enabled:
+            await drop_settled_and_hopeless(cycle, self.make_sampler(cycle), self.open_tools)
         num_kept = sum(task.state == KEPT for task in seed_records.tasks_of(cycle.store, cycle.id))
         if num_kept < config.min_tasks:
             raise NothingToLearnError(
@@ -168,7 +179,8 @@ class SynthesizeStage:
             open_workshop(cycle, sampler, writer, seeds=seeds, screen=screen) as shop,
         ):
             progress.advance(0, **caption_counts(cycle.store, cycle.id))
-            author = Author(cycle.seed, config, seeds, screen, model, shop.drafter, shop.verifier)
+            weights = weights_for(cycle, seeds) if config.curriculum else ()
+            author = Author(cycle.seed, config, seeds, screen, model, shop.drafter, shop.verifier, weights)
 
             async def fill(number: int) -> None:
                 slot = await author.fill(number)
@@ -180,7 +192,9 @@ class SynthesizeStage:
 
 def _counts(cycle: Cycle) -> dict[str, int]:
     """What the rows say of the slots that are done."""
-    return seed_records.writer_counts(cycle.store, cycle.id) | file_counts_of(cycle.store, cycle.id)
+    counts = Counter(seed_records.writer_counts(cycle.store, cycle.id) | file_counts_of(cycle.store, cycle.id))
+    counts.update(probe_counts(cycle))
+    return dict(counts)
 
 
 def open_screen(cycle: Cycle, seeds: Sequence[Seed], done: Collection[TaskRow]) -> Screen:

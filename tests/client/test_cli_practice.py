@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from nightschool import Cycle, Stage, StageState
+from nightschool import Cycle, Stage, StageState, TaskFamily
 from nightschool.cli.cycles import write_cycle
 from nightschool.cli.practice import practice_fields
 from nightschool.cli.watch import line_of
@@ -46,6 +46,16 @@ def test_a_cycle_that_has_not_practised_says_nothing_of_it(capsys: pytest.Captur
     assert [value for _, value in practice_fields(early)] == ["", "", ""]
     write_cycle(early)
     assert "engine busy" not in capsys.readouterr().out
+
+
+def test_families_of_tasks_stand_below_the_stages(capsys: pytest.CaptureFixture[str]) -> None:
+    families = (TaskFamily("add+look_up/text", 30, 0.5, 12), TaskFamily("none/image", 4, 1.0, 0))
+    write_cycle(dataclasses.replace(cycle_of(stage("explore")), task_families=families))
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["add+look_up/text", "30", "50%", "12"] in lines
+    assert ["none/image", "4", "100%", "0"] in lines
+    write_cycle(cycle_of(stage("explore")))
+    assert "family of tasks" not in capsys.readouterr().out
 
 
 def test_a_line_of_progress_leaves_out_what_is_read_together_at_the_end() -> None:

@@ -41,6 +41,8 @@ def endpoint(rule: Rule) -> Iterator[LocalEndpoint]:
             state.keys.append(self.headers["authorization"])
             fault = state.faults.pop(0) if state.faults else ""
             match fault.partition(":"):
+                case ("", _, _) if self.path.endswith("/embeddings"):
+                    self._send(200, embeddings(body))
                 case ("", _, _):
                     self._send(200, completion(rule(body), body))
                 case ("hang", _, _):
@@ -94,6 +96,15 @@ def completion(text: str, body: Body) -> str:
     usage = {"prompt_tokens": asked, "completion_tokens": len(text.split()), "total_tokens": asked + len(text.split())}
     value = {"id": "1", "object": "chat.completion", "created": 1, "model": body["model"]}
     return json.dumps({**value, "choices": [choice], "usage": usage})
+
+
+def embeddings(body: Body) -> str:
+    """A vector for each text: how often each letter is in it, the last text's vector first."""
+    vectors = [[float(text.lower().count(letter)) for letter in "abcdefghijklmnopqrstuvwxyz"] for text in body["input"]]
+    data = [{"object": "embedding", "index": i, "embedding": vector} for i, vector in enumerate(vectors)]
+    num_tokens = sum(len(text.split()) for text in body["input"])
+    usage = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
+    return json.dumps({"object": "list", "model": body["model"], "data": data[::-1], "usage": usage})
 
 
 def text_of(message: Body) -> str:

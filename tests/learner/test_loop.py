@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 from nightschool import UnavailableError
 from nightschool_learner import records
+from nightschool_learner.curriculum import families_of_cycle
 from nightschool_learner.errors import NothingToLearnError, ServerGoneError
 from nightschool_learner.loop import Learner
 from nightschool_learner.sampling import patiently
+from nightschool_learner.seed_records import KEPT, insert_task, new_task
 from nightschool_learner.stages import STAGE_NAMES, Cycle, Ending
 from nightschool_server.config.config import Config
 from nightschool_server.config.learner import LearnerConfig
@@ -127,6 +129,23 @@ async def test_a_queued_cycle_runs_every_stage_in_order_and_leaves_its_files(hou
         (name, "done", {"things": 3}) for name in STAGE_NAMES
     ]
     assert report["funnel"]["pairs"] == 0
+
+
+async def test_what_is_known_of_families_is_written_before_a_cycle_ends_however_it_ends(house: House) -> None:
+    async def probed(cycle: Cycle) -> Ending | None:
+        with cycle.store.transaction() as db:
+            insert_task(db, cycle.id, new_task(0, "Add 1 and 2", (), KEPT), [], [])
+            db.execute("UPDATE tasks SET solve_rate = 0.5, family = 'add/text'")
+        raise NothingToLearnError("enough")
+
+    house.set_work("synthesize", probed)
+    row = await house.run_until_ended(house.queue())
+    assert row["state"] == "stopped"
+    assert [(family.name, family.solve_rate) for family in families_of_cycle(house.store, str(row["id"]))] == [
+        ("add/text", 0.5)
+    ]
+    report = json.loads((house.store.home.cycles / str(row["id"]) / "report.json").read_text())
+    assert [family["name"] for family in report["task_families"]] == ["add/text"]
 
 
 async def test_a_report_that_a_kill_prevented_is_written_by_the_next_learner(house: House) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from nightschool_learner import records
+from nightschool_learner.curriculum import write_families
 from nightschool_learner.evaluation_records import EvaluationRow, insert_evaluation
 from nightschool_learner.evaluation_results import Basis, TaskResult, insert_results
 from nightschool_learner.explore import ExploreStage
@@ -263,6 +264,31 @@ async def test_practice_says_what_it_covered_how_long_it_took_and_what_a_pair_co
     assert said["coverage"]["choice_share"] == 1.0
     assert said["by_position"][0]["unique_rate"] == practice.by_position[0].num_actions / 5
     assert "best known action, by one sample" in page_of(cycle)[0].text
+
+
+async def test_families_of_tasks_stand_with_how_often_they_are_solved(cycle: Cycle) -> None:
+    assert "Families of tasks" not in page_of(cycle)[0].text
+    write_families(cycle.store, cycle.id)
+    [family] = build(cycle.store, cycle.id).task_families
+    assert (family.name, family.num_tasks, family.num_pairs > 0) == ("price/image", 1, True)
+    assert f"price/image1{family.solve_rate:.1%}{family.num_pairs}" in page_of(cycle)[0].text.replace(" ", "")
+
+
+async def test_tasks_that_the_probe_dropped_and_what_it_cost_are_said(cycle: Cycle) -> None:
+    counts = json.dumps({"dropped_always_solved": 3, "dropped_near_duplicate": 2, "probe_tokens": 40})
+    with cycle.store.transaction() as db:
+        db.execute("UPDATE stages SET counts = ? WHERE cycle_id = ? AND name = 'synthesize'", (counts, cycle.id))
+    report = build(cycle.store, cycle.id)
+    [written] = [step for step in report.funnel_steps if step.stage == "synthesize"]
+    assert [(one.reason, one.num) for one in written.left_out] == [("always_solved", 3), ("near_duplicate", 2)]
+    assert ("probe", 40) in [(use.role, use.written) for use in report.tokens]
+    text = page_of(cycle)[0].text
+    for words in (
+        "too easy: every attempt solved it alike",
+        "nearly the same as another one",
+        "quick attempts at tasks",
+    ):
+        assert words in text
 
 
 async def test_the_page_says_how_busy_the_engine_was(cycle: Cycle) -> None:

@@ -258,6 +258,26 @@ async def test_tasks_and_pairs_are_listed_and_exported_for_trl(wire: Stubs, serv
     assert "add" in [tool["function"]["name"] for tool in row["tools"]]
 
 
+async def test_how_well_tasks_and_their_families_are_solved_is_told(
+    wire: Stubs, server: Running, learner: Store
+) -> None:
+    cycle = await trigger(wire, server)
+    seed = await response_of(wire, server.user, "r1")
+    tasks = [practise(learner, cycle.id, seed), practise(learner, cycle.id, seed, simulated=True)]
+    write(learner, "UPDATE tasks SET solve_rate = 0.0 WHERE id = ?", tasks[0])
+    for name, num_tasks in (("none/image", 4), ("add+look_up/text", 30)):
+        insert(
+            learner, "families", cycle_id=cycle.id, family=name, num_tasks=num_tasks, solve_rate=0.5, num_pairs=2,
+            seen_at=1.0,
+        )  # fmt: skip
+    listed = await wire.admin.ListTasks(admin_pb2.ListTasksRequest(cycle_id=cycle.id), metadata=server.admin)
+    assert [(task.HasField("solve_rate"), task.solve_rate) for task in listed.tasks] == [(True, 0.0), (False, 0.0)]
+    shown = await wire.admin.GetCycle(admin_pb2.GetCycleRequest(id=cycle.id), metadata=server.admin)
+    assert [(family.name, family.num_tasks, family.solve_rate, family.num_pairs) for family in shown.task_families] == [
+        ("add+look_up/text", 30, 0.5, 2), ("none/image", 4, 0.5, 2),
+    ]  # fmt: skip
+
+
 async def test_the_report_of_a_cycle_is_given_out_once_the_cycle_has_ended(
     wire: Stubs, server: Running, learner: Store
 ) -> None:

@@ -203,7 +203,11 @@ async def test_what_a_caller_said_is_erased_with_what_was_made_of_it(store: Stor
             "INSERT INTO cycles (id, state, trigger, reason, created_at) VALUES ('c', 'running', 'manual', '', 1)"
         )
         for slot, seeds in enumerate((["a1", "b1"], ["b1"])):
-            db.execute("INSERT INTO tasks VALUES (?, 'c', ?, '', '[]', 'kept', '[]', 0, 1, '[]')", (f"t{slot}", slot))
+            db.execute(
+                "INSERT INTO tasks (id, cycle_id, slot, prompt, images, state, raw, created_at) "
+                "VALUES (?, 'c', ?, '', '[]', 'kept', '[]', 1)",
+                (f"t{slot}", slot),
+            )
             db.executemany("INSERT INTO task_seeds VALUES (?, ?)", [(f"t{slot}", seed) for seed in seeds])
             db.execute(
                 "INSERT INTO rollouts VALUES (?, 'c', ?, 'base', 'done', '', '', 1, 2)", (f"o{slot}", f"t{slot}")

@@ -10,7 +10,7 @@ import click
 
 from nightschool.cli.evaluations import write_evaluation
 from nightschool.cli.output import json_option, verdict, when, write_fields, write_json, write_json_line, write_table
-from nightschool.cli.practice import practice_fields
+from nightschool.cli.practice import practice_fields, write_families
 from nightschool.cli.root import SERVER_FAULT, Target
 from nightschool.cli.watch import progress_of, watch_bars, watch_lines
 from nightschool.client import Client
@@ -168,6 +168,7 @@ def write_cycle(cycle: Cycle) -> None:
     )
     rows = [[stage.name, str(stage.state), progress_of(stage), stage.message] for stage in cycle.stages]
     write_table(["stage", "state", "progress", ""], rows, empty="no stage has begun")
+    write_families(cycle)
     if cycle.evaluation is not None:
         write_evaluation(cycle.evaluation)
 

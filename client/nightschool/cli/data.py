@@ -37,10 +37,13 @@ def _list_tasks(target: Target, cycle_id: str, *, as_json: bool) -> None:
         write_json(found)
         return
     rows = [
-        [one.id, one.cycle_id, one.state, str(one.num_simulated or ""), preview(one.prompt), when(one.created_at)]
+        [
+            one.id, one.cycle_id, one.state, "" if one.solve_rate is None else f"{one.solve_rate:.0%}",
+            str(one.num_simulated or ""), preview(one.prompt), when(one.created_at),
+        ]
         for one in found
-    ]
-    write_table(["id", "cycle", "state", "simulated", "prompt", "created"], rows, empty="no tasks yet")
+    ]  # fmt: skip
+    write_table(["id", "cycle", "state", "solved", "simulated", "prompt", "created"], rows, empty="no tasks yet")
 
 
 @click.command(epilog="Example: nightschool forget ann --yes")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from nightschool.cli.output import duration
+from nightschool.cli.output import duration, write_table
 from nightschool.records import Cycle
 
 BY_POSITION = ("samples_at_", "actions_at_")
@@ -21,6 +21,16 @@ def practice_fields(cycle: Cycle) -> Iterator[tuple[str, str]]:
     yield "different actions", _unique(explore)
     yield "engine busy", _busy(explore)
     yield "critic's cost", _cost(critique, num_pairs)
+
+
+def write_families(cycle: Cycle) -> None:
+    """How well each family of tasks was solved, where the cycle has come so far."""
+    rows = [
+        [family.name, str(family.num_tasks), f"{family.solve_rate:.0%}", str(family.num_pairs)]
+        for family in cycle.task_families
+    ]
+    if rows:
+        write_table(["family of tasks", "tasks", "solved", "pairs"], rows, empty="")
 
 
 def is_for_people(name: str) -> bool:

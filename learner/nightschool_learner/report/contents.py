@@ -12,6 +12,7 @@ from typing import Any, Literal
 from nightschool_learner.coverage import Coverage
 from nightschool_learner.endpoint_records import RoleCost
 from nightschool_learner.evaluation_records import EvaluationRow
+from nightschool_learner.families import Family
 from nightschool_learner.practice_counts import PositionFigures
 from nightschool_learner.turns import Said
 
@@ -297,6 +298,8 @@ class Report:
     stages: tuple[StageFacts, ...]
     examples: Examples
     practice: PracticeFigures
+    task_families: tuple[Family, ...]
+    """What practice found of each family of tasks."""
     critic: CriticFigures
     critic_audit: Mapping[str, Any] | None
     """The critic against the gold set, as `audit.Audit.to_json` gives it."""

@@ -153,6 +153,7 @@ def token_uses(stages: Sequence[StageFacts], critic: CriticFigures, row: Evaluat
     counts = {stage.name: stage.counts for stage in stages}
     uses = (
         TokenUse("writer", "writing tasks", counts.get("synthesize", {}).get("tokens", 0), None),
+        TokenUse("probe", "quick attempts at tasks", counts.get("synthesize", {}).get("probe_tokens", 0), None),
         TokenUse("practice", "trying actions", counts.get("explore", {}).get("tokens", 0), None),
         TokenUse("critic", "comparing", critic.completion_tokens, critic.prompt_tokens),
         TokenUse("evaluation", "test tasks", counts.get("evaluate", {}).get("completion_tokens", 0), None),

@@ -7,6 +7,7 @@ from nightschool_server.store.store import Store
 
 from nightschool_learner.audit import latest_audit
 from nightschool_learner.critic_drift import drifts_of
+from nightschool_learner.curriculum import families_of_cycle
 from nightschool_learner.endpoint_records import costs_of
 from nightschool_learner.evaluation_records import evaluation_of
 from nightschool_learner.report import figures, proof
@@ -30,6 +31,7 @@ def build(store: Store, cycle_id: str, held_out: EvaluationSet | None = None) ->
         stages=stages,
         examples=examples_of(store, cycle_id),
         practice=practice,
+        task_families=families_of_cycle(store, cycle_id),
         critic=critic,
         critic_audit=latest_audit(store, cycle_id),
         critic_drifts=tuple(map(str, drifts_of(store, cycle_id))),

@@ -28,6 +28,8 @@ LEFT_OUT = {
     "duplicate": "the same as another one",
     "duplicates": "the same as another one",
     "near_duplicate": "nearly the same as another one",
+    "always_solved": "too easy: every attempt solved it alike",
+    "never_solved": "out of reach: no attempt solved it, or no two agreed",
     "copy": "a copy of the example it was written from",
     "parse": "not in the form that was asked for",
     "length": "too short or too long",

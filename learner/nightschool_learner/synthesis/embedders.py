@@ -34,6 +34,10 @@ NUM_BUCKETS = 8192
 PART_CHARS = 4
 PART_WEIGHT = 0.5
 """Of a part of a word against a whole one: "chart" and "charts" are not the same word and nearly so."""
+SILENT = frozenset(
+    words_of("a an and are as at be by for from has in is it its of on or that the their there this to was which with")
+)
+"""Words that say nothing of what is in a picture or file; among few texts their rarity does not show it."""
 BATCH = 64
 """Texts that an endpoint is asked for at once."""
 ROLE = "embedder"
@@ -110,6 +114,8 @@ def _features(text: str) -> list[tuple[int, float]]:
     """(bucket, weight) of every word and part of a word; a word that comes again counts less each time."""
     counts: Counter[tuple[str, float]] = Counter()
     for word in words_of(text):
+        if word in SILENT:
+            continue
         counts[word, 1.0] += 1
         padded = f" {word} "
         counts.update((padded[i : i + PART_CHARS], PART_WEIGHT) for i in range(len(padded) - PART_CHARS + 1))

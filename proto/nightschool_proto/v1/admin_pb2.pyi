@@ -1010,6 +1010,7 @@ class Cycle(google.protobuf.message.Message):
     EVALUATION_FIELD_NUMBER: builtins.int
     OUTCOME_FIELD_NUMBER: builtins.int
     NUM_RESUMES_FIELD_NUMBER: builtins.int
+    TASK_FAMILIES_FIELD_NUMBER: builtins.int
     id: builtins.str
     state: global___Cycle.State.ValueType
     trigger: builtins.str
@@ -1031,6 +1032,10 @@ class Cycle(google.protobuf.message.Message):
     def stages(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Stage]: ...
     @property
     def evaluation(self) -> global___Evaluation: ...
+    @property
+    def task_families(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___TaskFamily]:
+        """What practice found of each family of tasks, the largest first; once the cycle has ended."""
+
     def __init__(
         self,
         *,
@@ -1047,11 +1052,42 @@ class Cycle(google.protobuf.message.Message):
         evaluation: global___Evaluation | None = ...,
         outcome: builtins.str = ...,
         num_resumes: builtins.int = ...,
+        task_families: collections.abc.Iterable[global___TaskFamily] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["created_at", b"created_at", "ended_at", b"ended_at", "evaluation", b"evaluation", "started_at", b"started_at"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["candidate", b"candidate", "created_at", b"created_at", "ended_at", b"ended_at", "evaluation", b"evaluation", "id", b"id", "incumbent", b"incumbent", "num_resumes", b"num_resumes", "outcome", b"outcome", "reason", b"reason", "stages", b"stages", "started_at", b"started_at", "state", b"state", "trigger", b"trigger"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["candidate", b"candidate", "created_at", b"created_at", "ended_at", b"ended_at", "evaluation", b"evaluation", "id", b"id", "incumbent", b"incumbent", "num_resumes", b"num_resumes", "outcome", b"outcome", "reason", b"reason", "stages", b"stages", "started_at", b"started_at", "state", b"state", "task_families", b"task_families", "trigger", b"trigger"]) -> None: ...
 
 global___Cycle = Cycle
+
+@typing.final
+class TaskFamily(google.protobuf.message.Message):
+    """Tasks that call the same tools and bring the same kinds of content."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    NUM_TASKS_FIELD_NUMBER: builtins.int
+    SOLVE_RATE_FIELD_NUMBER: builtins.int
+    NUM_PAIRS_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """E.g. add+look_up/text."""
+    num_tasks: builtins.int
+    """Practised or probed."""
+    solve_rate: builtins.float
+    """Mean over its tasks."""
+    num_pairs: builtins.int
+    """Preference pairs that came of them."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        num_tasks: builtins.int = ...,
+        solve_rate: builtins.float = ...,
+        num_pairs: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name", "num_pairs", b"num_pairs", "num_tasks", b"num_tasks", "solve_rate", b"solve_rate"]) -> None: ...
+
+global___TaskFamily = TaskFamily
 
 @typing.final
 class Stage(google.protobuf.message.Message):
@@ -1418,6 +1454,7 @@ class Task(google.protobuf.message.Message):
     CREATED_AT_FIELD_NUMBER: builtins.int
     NUM_SIMULATED_FIELD_NUMBER: builtins.int
     FILES_FIELD_NUMBER: builtins.int
+    SOLVE_RATE_FIELD_NUMBER: builtins.int
     id: builtins.str
     cycle_id: builtins.str
     prompt: builtins.str
@@ -1425,6 +1462,8 @@ class Task(google.protobuf.message.Message):
     """kept, or the reason for which it was dropped."""
     num_simulated: builtins.int
     """Candidates of its rollout whose observation a simulator gave, wholly or in part."""
+    solve_rate: builtins.float
+    """How often quick attempts solved it; absent where nobody probed."""
     @property
     def image_sha256(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
     @property
@@ -1449,9 +1488,11 @@ class Task(google.protobuf.message.Message):
         created_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         num_simulated: builtins.int = ...,
         files: collections.abc.Iterable[nightschool_proto.v1.content_pb2.File] | None = ...,
+        solve_rate: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["created_at", b"created_at"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["created_at", b"created_at", "cycle_id", b"cycle_id", "files", b"files", "id", b"id", "image_sha256", b"image_sha256", "num_simulated", b"num_simulated", "prompt", b"prompt", "seed_request_ids", b"seed_request_ids", "state", b"state"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_solve_rate", b"_solve_rate", "created_at", b"created_at", "solve_rate", b"solve_rate"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_solve_rate", b"_solve_rate", "created_at", b"created_at", "cycle_id", b"cycle_id", "files", b"files", "id", b"id", "image_sha256", b"image_sha256", "num_simulated", b"num_simulated", "prompt", b"prompt", "seed_request_ids", b"seed_request_ids", "solve_rate", b"solve_rate", "state", b"state"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_solve_rate", b"_solve_rate"]) -> typing.Literal["solve_rate"] | None: ...
 
 global___Task = Task
 

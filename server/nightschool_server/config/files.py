@@ -60,7 +60,7 @@ class FilesConfig(RoleSection):
     """Pictures and files of the cycle's seeds that can be found, the first ones where there are more."""
     top_k: Positive = 3
     """How many of the most similar ones may stand in for a planned file; the first that is not used up is taken."""
-    min_similarity: Share = 0.15
+    min_similarity: Share = 0.2
     """Cosine below which nothing was found. Vectors of an endpoint want more, 0.5 for a beginning."""
     max_reuse: Positive = 3
     """Kept tasks of a cycle that one picture or file may be in."""

@@ -10,6 +10,7 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from nightschool_server.config.difficulty import ProbeConfig
 from nightschool_server.config.files import FilesConfig, VerifierConfig
 from nightschool_server.config.roles import RoleConfig
 
@@ -71,8 +72,15 @@ class SynthesizeConfig(RoleConfig):
     """Bounds of a task."""
     concurrency: Positive = 24
     """Slots in flight."""
+    curriculum: bool = False
+    """Draw the writer's examples more often from families of requests that are solved now and then."""
+    curriculum_floor: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """Weight of a family that is always or never solved; one that is solved half of the time has 1."""
+    curriculum_cycles: Positive = 5
+    """Earlier cycles that say how well a family is solved, each with half the weight of the one after it."""
     files: FilesConfig = FilesConfig()
     verifier: VerifierConfig = VerifierConfig()
+    probe: ProbeConfig = ProbeConfig()
 
 
 class ExploreConfig(_Section):

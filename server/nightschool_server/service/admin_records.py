@@ -35,6 +35,8 @@ class CycleRows:
     cycle: Row
     stages: Sequence[Row]
     evaluation: Row | None
+    families: Sequence[Row]
+    """Of tasks."""
 
     @property
     def ended(self) -> bool:
@@ -55,7 +57,13 @@ def cycle_rows(store: Store, cycle_id: str) -> CycleRows:
     evaluations = store.query(
         "SELECT * FROM evaluations WHERE cycle_id = ? ORDER BY created_at DESC, id DESC LIMIT 1", (cycle_id,)
     )
-    return CycleRows(cycle, [dict(row) for row in stages], dict(evaluations[0]) if evaluations else None)
+    families = store.query(
+        "SELECT family AS name, num_tasks, solve_rate, num_pairs FROM families WHERE cycle_id = ? "
+        "ORDER BY num_tasks DESC, family",
+        (cycle_id,),
+    )
+    evaluation = dict(evaluations[0]) if evaluations else None
+    return CycleRows(cycle, stages, evaluation, [dict(row) for row in families])
 
 
 def cycle_to_proto(rows: CycleRows) -> admin_pb2.Cycle:
@@ -75,6 +83,7 @@ def cycle_to_proto(rows: CycleRows) -> admin_pb2.Cycle:
         evaluation=evaluation_to_proto(rows.evaluation) if rows.evaluation else None,
         outcome=cycle["outcome"],
         num_resumes=cycle["num_resumes"],
+        task_families=[admin_pb2.TaskFamily(**row) for row in rows.families],
     )
 
 
@@ -168,4 +177,5 @@ def _task(row: Row) -> admin_pb2.Task:
         created_at=timestamp(row["created_at"]),
         num_simulated=row["num_simulated"],
         files=[file_to_proto(file_from_dict(file)) for file in json.loads(row["files"])],
+        solve_rate=row["solve_rate"],
     )
