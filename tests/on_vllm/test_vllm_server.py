@@ -25,7 +25,7 @@ from tests.server.tiny_models import make_adapter
 pytestmark = [pytest.mark.timeout(1200), pytest.mark.asyncio(loop_scope="module")]
 
 START_S = 300.0
-GONE_S = 30.0
+GONE_S = 60.0
 
 _DAYS = {"type": "object", "properties": {"day": {"enum": ["Montag", "Mittwoch"]}}, "required": ["day"]}
 BOOK = ask(
