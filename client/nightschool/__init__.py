@@ -71,6 +71,7 @@ from nightschool.records import (
     Evaluation,
     Event,
     FamilyResult,
+    FileOrigin,
     GateRule,
     Interval,
     JudgeResult,
@@ -86,6 +87,7 @@ from nightschool.records import (
     Status,
     Task,
     TaskFamily,
+    Verification,
 )
 from nightschool.retry import NO_RETRIES, RetryPolicy
 from nightschool.streams import AsyncStream, Stream
@@ -119,6 +121,7 @@ __all__ = [
     "FailedPreconditionError",
     "FamilyResult",
     "File",
+    "FileOrigin",
     "FinishReason",
     "GateRule",
     "Image",
@@ -178,4 +181,5 @@ __all__ = [
     "UnavailableError",
     "UnimplementedError",
     "Usage",
+    "Verification",
 ]

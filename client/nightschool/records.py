@@ -24,6 +24,7 @@ __all__ = [
     "Evaluation",
     "Event",
     "FamilyResult",
+    "FileOrigin",
     "GateRule",
     "Interval",
     "JudgeResult",
@@ -37,6 +38,7 @@ __all__ = [
     "StageState",
     "Status",
     "Task",
+    "Verification",
 ]
 
 
@@ -394,6 +396,36 @@ class Cycle:
 
 
 @dataclass(frozen=True)
+class FileOrigin:
+    """How a file that a task planned came to be there."""
+
+    name: str
+    type: str
+    """"picture" for one that the assistant is shown, else the type of a file in its workspace."""
+    description: str
+    source: str
+    """retrieved, or made."""
+    sha256: str
+    similarity: float
+    """Of a retrieved one: how like the description it is."""
+    request_id: str
+    """Of a retrieved one: the request that brought it."""
+    num_attempts: int
+    """Of a made one: programs that were written for it."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What a verifier said of a task."""
+
+    verdict: str
+    """keep, repair, drop, or unreadable."""
+    reason: str
+    original_prompt: str
+    """The task as it was written, before any repair."""
+
+
+@dataclass(frozen=True)
 class Task:
     """A task that the learner wrote from logged requests."""
 
@@ -411,6 +443,10 @@ class Task:
     """In its workspace when it begins."""
     solve_rate: float | None
     """How often quick attempts solved it; None where nobody probed."""
+    origins: tuple[FileOrigin, ...]
+    """How each file that it planned came."""
+    verification: Verification | None
+    """What the verifier said of it; None where none was asked."""
 
 
 @dataclass(frozen=True)

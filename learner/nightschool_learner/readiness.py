@@ -1,4 +1,5 @@
-"""What a cycle will need hours later, looked at before it begins: keys of endpoints, a judge that may judge.
+"""What a cycle will need hours later, looked at before it begins: keys of endpoints, a judge that may judge,
+a sandbox where files are made.
 
 Each stage checks again what it needs. Owns no rule of its own: only that they are asked early.
 """
@@ -16,16 +17,23 @@ from nightschool_learner.endpoint import connect
 from nightschool_learner.held_out import held_out_tasks
 from nightschool_learner.judge import judge_fault
 from nightschool_learner.stages import Cycle, Ending
+from nightschool_learner.synthesis.workshop import open_maker_sandbox
 
 
 async def check_ready(cycle: Cycle) -> Ending | None:
-    """An Ending where the cycle could not be judged. Raises StageFailedError where an endpoint cannot be used."""
+    """An Ending where the cycle could not be judged.
+
+    Raises StageFailedError where an endpoint cannot be used, and where files are to be made without a sandbox.
+    """
     is_judged = await asyncio.to_thread(_is_judged, cycle)
     if is_judged and (fault := judge_fault(cycle)):
         return Ending("stopped", fault)
     for role, config in _roles(cycle, is_judged=is_judged):
         if config.kind == "endpoint":
             await connect(config.endpoint, role).close()
+    if cycle.config.synthesize.files.enabled:
+        async with open_maker_sandbox(cycle):
+            pass
     return None
 
 

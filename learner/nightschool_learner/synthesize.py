@@ -178,7 +178,8 @@ class SynthesizeStage:
             open_role(cycle, "writer", config, sampler) as model,
             open_workshop(cycle, sampler, writer, seeds=seeds, screen=screen) as shop,
         ):
-            progress.advance(0, **caption_counts(cycle.store, cycle.id))
+            progress.counts |= caption_counts(cycle.store, cycle.id)
+            progress.flush()
             weights = weights_for(cycle, seeds) if config.curriculum else ()
             author = Author(cycle.seed, config, seeds, screen, model, shop.drafter, shop.verifier, weights)
 
@@ -194,7 +195,7 @@ def _counts(cycle: Cycle) -> dict[str, int]:
     """What the rows say of the slots that are done."""
     counts = Counter(seed_records.writer_counts(cycle.store, cycle.id) | file_counts_of(cycle.store, cycle.id))
     counts.update(probe_counts(cycle))
-    return dict(counts)
+    return dict(counts) | caption_counts(cycle.store, cycle.id)
 
 
 def open_screen(cycle: Cycle, seeds: Sequence[Seed], done: Collection[TaskRow]) -> Screen:

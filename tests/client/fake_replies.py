@@ -217,7 +217,19 @@ DEFAULTS: dict[str, Step] = {
     "ResumeLearner": lambda request, context: admin_pb2.LearnerStatus(running=True),
     "ListTasks": _paged(
         lambda rows, token: admin_pb2.ListTasksResponse(tasks=rows, next_page_token=token),
-        [admin_pb2.Task(id=f"task_{n}", cycle_id="cyc_1", prompt=f"What is {n}+1?", state="kept") for n in range(3)],
+        [
+            admin_pb2.Task(
+                id=f"task_{n}",
+                cycle_id="cyc_1",
+                prompt=f"What is {n}+1?",
+                state="kept",
+                origins=[admin_pb2.FileOrigin(name="sold.csv", type="csv", source="made", num_attempts=2)],
+                verification=admin_pb2.Verification(verdict="repair", reason="vague", original_prompt="Sum it")
+                if n
+                else None,
+            )
+            for n in range(3)
+        ],
     ),
     "ListPairs": _paged(
         lambda rows, token: admin_pb2.ListPairsResponse(pairs=rows, next_page_token=token),

@@ -105,6 +105,11 @@ def test_every_query_writes_text(query: tuple[str, ...], cli: Run) -> None:
     assert result.stdout.strip()
 
 
+def test_tasks_stand_with_what_their_verifier_said(cli: Run) -> None:
+    lines = cli("tasks").stdout.splitlines()
+    assert [line.count("repair: vague") for line in lines[1:4]] == [0, 1, 1]
+
+
 def test_tables_are_aligned_columns_when_piped(cli: Run) -> None:
     lines = cli("adapters", "list").stdout.splitlines()
     assert lines[0].split()[:3] == ["name", "state", "parent"]

@@ -22,6 +22,7 @@ from nightschool import (
     Role,
     StageState,
     ToolChoice,
+    Verification,
     content,
     methods,
     records,
@@ -42,7 +43,11 @@ NOT_ON_THE_WIRE = {"Text", "ToolCalled", "ToolReturned", "TaskResult"}
 def test_lists_go_on_over_all_pages(client: Client, server: FakeServer) -> None:
     assert [found.name for found in client.admin.adapters.list()][0::3] == ["4-00ff00ff", "1-11111111"]
     assert len(server.calls_of("ListAdapters")) == 2
-    assert [task.id for task in client.admin.tasks(cycle_id="cyc_1")] == ["task_0", "task_1", "task_2"]
+    tasks = list(client.admin.tasks(cycle_id="cyc_1"))
+    assert [task.id for task in tasks] == ["task_0", "task_1", "task_2"]
+    assert tasks[0].verification is None
+    assert tasks[1].verification == Verification("repair", "vague", "Sum it")
+    assert [(origin.source, origin.num_attempts) for origin in tasks[0].origins] == [("made", 2)]
     assert [pair.step for pair in client.admin.pairs()] == [0, 1, 2]
     assert [found.id for found in client.admin.cycles.list()] == ["cyc_1"]
 

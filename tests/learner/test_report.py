@@ -28,6 +28,7 @@ from nightschool_learner.report.pictures import MAX_PICTURE_BYTES, Album
 from nightschool_learner.report.summary import summary_of
 from nightschool_learner.seed_records import KEPT, Attempt, Seed, insert_seeds, insert_task, new_task
 from nightschool_learner.stages import Cycle
+from nightschool_learner.synthesis.records import FileOrigin, Verification, insert_origins, insert_verifications
 from nightschool_learner.turns import MAX_CHARS, Said, shown
 from nightschool_server.agent.toolcalls import write_call
 from nightschool_server.engine import Prompt, Sampling
@@ -110,8 +111,12 @@ async def practised(store: Store) -> Cycle:
             (response, EVIL, EVIL),
         )
         task = new_task(0, f"What is a mug? {EVIL}", (picture,), KEPT)
-        tries = [Attempt(EVIL, "parse", 3), Attempt("task", KEPT, 3)]
+        tries = [Attempt(EVIL, "parse", 3, EVIL, {"verifier": 5}), Attempt("task", KEPT, 3)]
         insert_task(db, cycle.id, task, tries, [Seed(response, "", (), "feedback")])
+        found = FileOrigin(f"a {EVIL}", "picture", f"of it {EVIL}", "retrieved", picture, 0.43, response)
+        made = FileOrigin(f"b {EVIL}", "csv", f"sold {EVIL}", "made", picture, num_attempts=2, code=EVIL)
+        insert_origins(db, task.id, [found, made])
+        insert_verifications(db, task.id, [Verification(1, "repair", f"vague {EVIL}", f"Sum it {EVIL}")])
     insert_seeds(store, cycle.id, [Seed(response, "", (), "feedback")])
     await ExploreStage(lambda cycle: FakeSampler(answer), lambda cycle, _: nullcontext(FakeCritic())).run(cycle)
     cycle.progress("explore").flush()
@@ -237,6 +242,20 @@ async def test_every_stage_shows_examples_and_a_pair_leads_back_to_its_request(c
     lineage = report.lineage
     assert (lineage.num_pairs, lineage.num_tasks, lineage.num_requests, lineage.num_callers) == (4, 1, 1, 1)
     assert {link.request_ids for link in lineage.links} == {("resp_seed",)}
+
+
+async def test_a_task_stands_with_how_its_files_came_and_what_the_verifier_said(cycle: Cycle) -> None:
+    [task], [dropped] = (examples := build(cycle.store, cycle.id).examples).tasks, examples.dropped_tasks
+    assert [(origin.source, origin.similarity, origin.num_attempts) for origin in task.origins] == [
+        ("retrieved", 0.43, 0), ("made", 0.0, 2),
+    ]  # fmt: skip
+    assert task.verification is not None
+    assert task.verification.original.startswith("Sum it ")
+    assert dropped.reason.startswith("</div>")
+    text = page_of(cycle)[0].text
+    for words in ("made by a program (2 attempts): sold", "found among what users sent (resp_seed, similarity 0.43)"):
+        assert words in text
+    assert "the verifier repaired it: vague" in text
 
 
 async def test_the_critic_is_counted(cycle: Cycle) -> None:

@@ -18,6 +18,7 @@ from nightschool_learner.synthesis.describing import Describer, Document, docume
 from nightschool_learner.synthesis.embedders import LexicalEmbedder, open_embedder
 from nightschool_learner.synthesis.plan import PlannedFile
 from nightschool_learner.synthesis.reading import FileReader
+from nightschool_learner.synthesis.records import FileOrigin, insert_origins
 from nightschool_learner.synthesis.shelf import Shelf, vectors_of
 from nightschool_learner.writer import Writer
 from nightschool_server.chat import File
@@ -180,8 +181,6 @@ async def test_vectors_of_an_endpoint_are_kept_and_counted(tmp_path: Path, monke
 
 
 async def test_forgetting_takes_a_task_whose_file_the_caller_had_sent(tmp_path: Path) -> None:
-    from nightschool_learner.synthesis.records import FileOrigin, insert_origins
-
     store: Store = open_home(tmp_path)
     log_request(store, "a", "What is this?")
     cycle = cycle_on(store)

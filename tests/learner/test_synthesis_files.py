@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -15,14 +16,19 @@ from nightschool_learner import records, seed_records
 from nightschool_learner.endpoint_records import costs_of
 from nightschool_learner.errors import StageFailedError
 from nightschool_learner.explore import ExploreStage
+from nightschool_learner.sampling import derive_seed
 from nightschool_learner.seed_records import KEPT, TaskRow
 from nightschool_learner.seeds import SeedsStage
 from nightschool_learner.stages import Cycle
+from nightschool_learner.synthesis.plan import parse_plan
 from nightschool_learner.synthesis.records import origins_of, verification_of
 from nightschool_learner.synthesize import SynthesizeStage
 from nightschool_server.agent.toolcalls import write_call
 from nightschool_server.chat import File, ToolResult
+from nightschool_server.config.config import Config
+from nightschool_server.config.learner import LearnerConfig, with_overrides
 from nightschool_server.engine import Prompt, Sampling
+from nightschool_server.errors import ConfigError
 from nightschool_server.store.store import Store
 
 from tests.learner.endpoints import Body, LocalEndpoint, endpoint, text_of
@@ -125,6 +131,16 @@ def every_role(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[LocalEndpoint,
 
 def states(store: Store, cycle: Cycle) -> dict[str, TaskRow]:
     return dict(zip(PLANS, seed_records.tasks_of(store, cycle.id), strict=True))
+
+
+def test_what_the_documentation_says_is_a_configuration_and_a_plan() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "synthesis.md").read_text()
+    [settings] = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    config = Config.model_validate(tomllib.loads(settings)).learner.synthesize
+    assert config.files.enabled
+    assert config.verifier.enabled
+    [written] = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+    assert parse_plan(written, config.files.max_files).files[0].name == "sales.csv"
 
 
 @needs_sandbox
@@ -241,8 +257,6 @@ def outcome(store: Store) -> list[Any]:
 
 @needs_sandbox
 async def test_a_killed_synthesis_with_files_comes_to_the_same_tasks(tmp_path: Path) -> None:
-    from nightschool_learner.sampling import derive_seed
-
     written = [PLANS["found"], PLANS["found"].replace("shelf in", "shelf behind"), PLANS["made"], PLANS["repaired"]]
     SEEDS_OF_SLOTS.update({derive_seed(7, "write", slot, 0): text for slot, text in enumerate(written)})
     whole = home(tmp_path / "whole")
@@ -262,7 +276,38 @@ async def test_a_killed_synthesis_with_files_comes_to_the_same_tasks(tmp_path: P
         cycle = await seeded(store, settings)
         cycle.progress("synthesize").begin(0)
         await SynthesizeStage(lambda cycle: served()).run(cycle)
-        assert cycle.progress("synthesize").counts["files_made"] == 2, "the rows count what is done"
+        counts = cycle.progress("synthesize").counts
+        assert (counts["files_made"], counts["captions"]) == (2, 1), "the rows count what is done"
+
+
+@needs_sandbox
+async def test_an_embedder_that_is_away_costs_the_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEST_KEY", "secret")
+    SEEDS_OF_SLOTS.update({derive_seed(7, "write", 0, attempt): PLANS["found"] for attempt in (0, 1)})
+    with endpoint(lambda body: "") as local:
+        named = {"base_url": local.url, "model": "letters", "key_env": "TEST_KEY", "max_retries": "0"}
+        settings = [f"synthesize.files.embedder.endpoint.{key}={value}" for key, value in named.items()]
+        cycle = await seeded(
+            home(tmp_path), "synthesize.files.embedder.kind=endpoint", *settings, "synthesize.num_tasks=1",
+            "synthesize.max_attempts=2", "synthesize.files.min_similarity=0.1",
+        )  # fmt: skip
+        sampler = served()
+        asked = sampler.answer
+
+        def fail_once(prompt: Prompt, sampling: Sampling, index: int) -> str:
+            if prompt.messages[0].text.startswith("Write one new") and len(local.seen) == 1:
+                local.faults.append("500")
+            return asked(prompt, sampling, index)
+
+        sampler.answer = fail_once
+        await SynthesizeStage(lambda cycle: sampler).run(cycle)
+    [row] = cycle.store.query("SELECT state, raw FROM tasks")
+    assert [attempt["verdict"] for attempt in json.loads(row["raw"])] == ["unavailable", KEPT]
+
+
+def test_a_writer_whose_plan_would_be_cut_off_is_refused() -> None:
+    with pytest.raises(ConfigError, match="max_tokens = 128 cuts off: set it to 200 or more"):
+        with_overrides(LearnerConfig(), ["synthesize.files.enabled=true"])
 
 
 async def test_files_are_not_made_without_a_sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

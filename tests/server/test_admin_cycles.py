@@ -233,10 +233,22 @@ async def test_tasks_and_pairs_are_listed_and_exported_for_trl(wire: Stubs, serv
     cycle = await trigger(wire, server)
     task = practise(learner, cycle.id, seed)
     practise(learner, cycle.id, seed, simulated=True)
+    with learner.transaction() as db:
+        db.execute(
+            "INSERT INTO task_files VALUES (?, 0, 'a.csv', 'csv', 'mugs', 'retrieved', 'ff', 0.5, ?, 0, '')",
+            (task, seed),
+        )
+        db.executemany(
+            "INSERT INTO verifications VALUES (?, ?, ?, 'vague', 'How much?')", [(task, 0, "drop"), (task, 1, "repair")]
+        )
     tasks = await wire.admin.ListTasks(admin_pb2.ListTasksRequest(cycle_id=cycle.id), metadata=server.admin)
     assert (tasks.tasks[0].id, tasks.tasks[0].state) == (task, "kept")
     assert list(tasks.tasks[0].seed_request_ids) == [seed]
     assert [(file.name, file.size_bytes) for file in tasks.tasks[0].files] == [("a.csv", 3)]
+    [origin], said = tasks.tasks[0].origins, tasks.tasks[0].verification
+    assert (origin.source, origin.similarity, origin.request_id) == ("retrieved", 0.5, seed)
+    assert (said.verdict, said.reason, said.original_prompt) == ("repair", "vague", "How much?")
+    assert not tasks.tasks[1].HasField("verification")
     page = await wire.admin.ListPairs(admin_pb2.ListPairsRequest(page_size=1), metadata=server.admin)
     assert [(p.prompt, p.chosen, p.rejected, p.margin) for p in page.pairs] == [
         ("How much is a mug?", "It costs 3.", "I do not know.", 2.5)

@@ -6,6 +6,7 @@ import click
 
 from nightschool.cli.output import json_option, when, write_json, write_table
 from nightschool.cli.root import Target
+from nightschool.records import Task
 
 cycle_option = click.option("--cycle", "cycle_id", default="", metavar="ID", help="Only those of one cycle.")
 PREVIEW = 60
@@ -39,11 +40,12 @@ def _list_tasks(target: Target, cycle_id: str, *, as_json: bool) -> None:
     rows = [
         [
             one.id, one.cycle_id, one.state, "" if one.solve_rate is None else f"{one.solve_rate:.0%}",
-            str(one.num_simulated or ""), preview(one.prompt), when(one.created_at),
+            str(one.num_simulated or ""), preview(one.prompt), preview(verified(one)), when(one.created_at),
         ]
         for one in found
     ]  # fmt: skip
-    write_table(["id", "cycle", "state", "solved", "simulated", "prompt", "created"], rows, empty="no tasks yet")
+    names = ["id", "cycle", "state", "solved", "simulated", "prompt", "verifier", "created"]
+    write_table(names, rows, empty="no tasks yet")
 
 
 @click.command(epilog="Example: nightschool forget ann --yes")
@@ -59,6 +61,14 @@ def forget(target: Target, *, user: str, as_json: bool) -> None:
         write_json({"user": user, "num_requests": num_requests})
     else:
         click.echo(f"{num_requests} requests erased")
+
+
+def verified(task: Task) -> str:
+    """What the verifier said of a task, and why; empty where none was asked."""
+    said = task.verification
+    if said is None:
+        return ""
+    return f"{said.verdict}: {said.reason}" if said.reason else said.verdict
 
 
 def preview(text: str) -> str:

@@ -14,6 +14,7 @@ from nightschool_learner.endpoint_records import RoleCost
 from nightschool_learner.evaluation_records import EvaluationRow
 from nightschool_learner.families import Family
 from nightschool_learner.practice_counts import PositionFigures
+from nightschool_learner.synthesis.records import FileOrigin, Verification
 from nightschool_learner.turns import Said
 
 
@@ -95,6 +96,12 @@ class TaskExample:
     images: tuple[str, ...]
     files: tuple[str, ...]
     seed_requests: tuple[str, ...]
+    reason: str = ""
+    """Why it was dropped, where somebody gave a reason in words."""
+    origins: tuple[FileOrigin, ...] = ()
+    """How the files that it planned came."""
+    verification: Verification | None = None
+    """What the verifier said of it."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from nightschool_server import chat
@@ -21,6 +22,7 @@ from nightschool_learner.report.contents import (
     TaskExample,
 )
 from nightschool_learner.seed_records import KEPT
+from nightschool_learner.synthesis.records import FileOrigin, Verification, origins_of, verification_of
 from nightschool_learner.turns import shown, turns_of, turns_of_json
 
 OF_A_KIND = 2
@@ -99,15 +101,26 @@ def _tasks(store: Store, cycle_id: str) -> tuple[TaskExample, ...]:
             tuple(json.loads(row["images"])),
             tuple(file["name"] for file in json.loads(row["files"])),
             requests.get(row["id"], ()),
+            origins=tuple(_origin(origin) for origin in origins_of(store, row["id"])),
+            verification=_verification(store, row["id"]),
         )
         for row in _spread(rows, NUM_TASKS)
     )
 
 
+def _origin(origin: FileOrigin) -> FileOrigin:
+    return replace(origin, name=shown(origin.name), description=shown(origin.description), code=shown(origin.code))
+
+
+def _verification(store: Store, task_id: str) -> Verification | None:
+    said = verification_of(store, task_id)
+    return said and replace(said, reason=shown(said.reason), original=shown(said.original))
+
+
 def _dropped_tasks(store: Store, cycle_id: str) -> tuple[TaskExample, ...]:
     """What the writer wrote in vain, some of each kind."""
     tries = [
-        TaskExample(row["id"], attempt["verdict"], shown(attempt["text"]), (), (), ())
+        TaskExample(row["id"], attempt["verdict"], shown(attempt["text"]), (), (), (), shown(attempt.get("reason", "")))
         for row in store.query("SELECT id, raw FROM tasks WHERE cycle_id = ? ORDER BY slot", (cycle_id,))
         for attempt in json.loads(row["raw"])
         if attempt["verdict"] != KEPT

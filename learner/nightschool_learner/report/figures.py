@@ -151,9 +151,13 @@ def critic_figures(store: Store, cycle_id: str, stages: Sequence[StageFacts], nu
 def token_uses(stages: Sequence[StageFacts], critic: CriticFigures, row: EvaluationRow | None) -> tuple[TokenUse, ...]:
     """Tokens by role, as the stages counted them."""
     counts = {stage.name: stage.counts for stage in stages}
+    written = counts.get("synthesize", {})
     uses = (
-        TokenUse("writer", "writing tasks", counts.get("synthesize", {}).get("tokens", 0), None),
-        TokenUse("probe", "quick attempts at tasks", counts.get("synthesize", {}).get("probe_tokens", 0), None),
+        TokenUse("writer", "writing tasks", written.get("tokens", 0), None),
+        TokenUse("captioner", "saying what pictures show", written.get("captioner_tokens", 0), None),
+        TokenUse("file_maker", "making files", written.get("file_maker_tokens", 0), None),
+        TokenUse("verifier", "looking at tasks with their files", written.get("verifier_tokens", 0), None),
+        TokenUse("probe", "quick attempts at tasks", written.get("probe_tokens", 0), None),
         TokenUse("practice", "trying actions", counts.get("explore", {}).get("tokens", 0), None),
         TokenUse("critic", "comparing", critic.completion_tokens, critic.prompt_tokens),
         TokenUse("evaluation", "test tasks", counts.get("evaluate", {}).get("completion_tokens", 0), None),

@@ -33,6 +33,14 @@ LEFT_OUT = {
     "copy": "a copy of the example it was written from",
     "parse": "not in the form that was asked for",
     "length": "too short or too long",
+    "plan_form": "not a task with a plan of its files",
+    "plan_task": "not a task with a plan of its files: the task cannot be read",
+    "plan_file": "a file was not planned as it must be",
+    "plan_too_many": "more files than a task may have",
+    "no_match": "no picture or file like the planned one was found",
+    "unmade": "no program made the planned file",
+    "unsolvable": "the verifier found that it cannot be done",
+    "unverified": "the verifier's answer could not be read",
     "too_long": "longer than the model's context",
     "not_one_turn": "none or several questions in one conversation",
     "settled": "nothing to learn: the model is already sure of the better action",
@@ -45,6 +53,12 @@ LEFT_OUT = {
     "fallback": "the critic was not sure",
     "unfinished": "never finished",
     "unpaired": "no pair came of it",
+}
+
+VERIFIED = {
+    "keep": "the verifier found that it can be done",
+    "repair": "the verifier repaired it",
+    "unreadable": "the verifier's answer could not be read",
 }
 
 FAILURES = {

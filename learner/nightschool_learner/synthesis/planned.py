@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 
 from nightschool_server.chat import File, Message, ToolSpec
 from nightschool_server.config.files import FilesConfig
+from nightschool_server.errors import ContextOverflowError
 
+from nightschool_learner.errors import EndpointError
 from nightschool_learner.seed_records import KEPT, Seed
 from nightschool_learner.synthesis.drafts import Belongings, Draft, Place, Screen, views_of
 from nightschool_learner.synthesis.maker import ROLE, FileMaker
@@ -56,11 +58,12 @@ class PlannedDrafter:
         basket = _Basket()
         for position, one in enumerate(planned.files):
             if one.source == "retrieve":
-                fault = await self._retrieve(one, basket)
-                verdict = NO_MATCH
+                try:
+                    fault, verdict = await self._retrieve(one, basket), NO_MATCH
+                except (EndpointError, ContextOverflowError) as error:
+                    fault, verdict = str(error), "unavailable"
             else:
-                fault = await self._make(planned.prompt, one, place, position, basket)
-                verdict = UNMADE
+                fault, verdict = await self._make(planned.prompt, one, place, position, basket), UNMADE
             if fault:
                 return Draft(planned.prompt, basket.whole, verdict, fault, basket.tokens)
         return Draft(planned.prompt, basket.whole, tokens=basket.tokens)

@@ -89,12 +89,16 @@ def verification_of(store: Store, task_id: str) -> Verification | None:
     return None if row is None else Verification(**row)
 
 
+_WAS_KEPT = "t.cycle_id = :cycle AND json_extract(t.raw, '$[#-1].verdict') = 'kept'"
+"""Kept when it was written, whatever a probe said afterwards."""
+
+
 def reuse_of(store: Store, cycle_id: str) -> dict[str, int]:
     """How many kept tasks of a cycle each retrieved blob is in."""
     rows = store.query(
         "SELECT f.sha256, COUNT(*) AS n FROM task_files f JOIN tasks t ON t.id = f.task_id "
-        "WHERE t.cycle_id = ? AND t.state = 'kept' AND f.source = 'retrieved' GROUP BY f.sha256",
-        (cycle_id,),
+        f"WHERE {_WAS_KEPT} AND f.source = 'retrieved' GROUP BY f.sha256",
+        {"cycle": cycle_id},
     )
     return {row["sha256"]: int(row["n"]) for row in rows}
 
@@ -110,7 +114,7 @@ def file_counts_of(store: Store, cycle_id: str) -> dict[str, int]:
     """`file_counts` over all tasks of a cycle."""
     rows = store.query(
         "SELECT 'files_' || f.source AS name, COUNT(*) AS n FROM task_files f JOIN tasks t ON t.id = f.task_id "
-        "WHERE t.cycle_id = :cycle AND t.state = 'kept' GROUP BY f.source "
+        f"WHERE {_WAS_KEPT} GROUP BY f.source "
         "UNION ALL SELECT 'verifier_' || v.verdict, COUNT(*) FROM verifications v JOIN tasks t ON t.id = v.task_id "
         "WHERE t.cycle_id = :cycle GROUP BY v.verdict",
         {"cycle": cycle_id},

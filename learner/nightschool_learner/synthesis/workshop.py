@@ -13,12 +13,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from nightschool_server.errors import FailedPreconditionError
+from nightschool_server.errors import ContextOverflowError, FailedPreconditionError
 from nightschool_server.sandbox.folder import remove
 from nightschool_server.sandbox.proof import open_sandbox
 from nightschool_server.sandbox.sandbox import Sandbox
 
-from nightschool_learner.errors import StageFailedError
+from nightschool_learner.errors import EndpointError, StageFailedError
 from nightschool_learner.roles import open_role
 from nightschool_learner.sampling import AnswerSampler
 from nightschool_learner.seed_records import Seed
@@ -74,7 +74,7 @@ async def open_workshop(
         if config.files.enabled:
             await asyncio.to_thread(_empty, folder)
             stack.callback(remove, folder)
-            sandbox = await _sandbox(opening)
+            sandbox = await stack.enter_async_context(open_maker_sandbox(cycle))
         reader = FileReader(sandbox, folder)
         if sandbox is not None:
             drafter = await _planned(opening, seeds, screen, reader, sandbox)
@@ -85,14 +85,17 @@ async def open_workshop(
         yield Workshop(drafter, looking)
 
 
-async def _sandbox(opening: _Opening) -> Sandbox:
+@asynccontextmanager
+async def open_maker_sandbox(cycle: Cycle) -> AsyncIterator[Sandbox]:
+    """Where programs that make and read files run. Raises StageFailedError where it cannot be, with the remedy."""
     check_packages()
-    agent = opening.cycle.agent
-    limits = agent.code.model_copy(update={"variables_bytes": MIN_VARIABLES_BYTES})
-    try:
-        return await opening.stack.enter_async_context(open_sandbox(limits, unsafe=agent.unsafe_code))
-    except FailedPreconditionError as error:
-        raise StageFailedError(f"learner.synthesize.files makes and reads files with code: {error}") from error
+    limits = cycle.agent.code.model_copy(update={"variables_bytes": MIN_VARIABLES_BYTES})
+    async with AsyncExitStack() as stack:
+        try:
+            sandbox = await stack.enter_async_context(open_sandbox(limits, unsafe=cycle.agent.unsafe_code))
+        except FailedPreconditionError as error:
+            raise StageFailedError(f"learner.synthesize.files makes and reads files with code: {error}") from error
+        yield sandbox
 
 
 async def _planned(
@@ -118,7 +121,12 @@ async def _shelf(opening: _Opening, seeds: Sequence[Seed], reader: FileReader) -
         described = await describer.describe(documents)
     texts = [document.found_by for document in described]
     embedder = await opening.stack.enter_async_context(open_embedder(cycle, config.embedder, texts))
-    vectors = await vectors_of(cycle.store, writer, embedder, described)
+    try:
+        vectors = await vectors_of(cycle.store, writer, embedder, described)
+    except (EndpointError, ContextOverflowError) as error:
+        raise StageFailedError(
+            f"what can be found has no vectors: {error}: start the cycle again when the embedder answers"
+        ) from error
     return Shelf(config, described, vectors, embedder, Counter(reuse_of(cycle.store, cycle.id)))
 
 

@@ -1455,6 +1455,8 @@ class Task(google.protobuf.message.Message):
     NUM_SIMULATED_FIELD_NUMBER: builtins.int
     FILES_FIELD_NUMBER: builtins.int
     SOLVE_RATE_FIELD_NUMBER: builtins.int
+    ORIGINS_FIELD_NUMBER: builtins.int
+    VERIFICATION_FIELD_NUMBER: builtins.int
     id: builtins.str
     cycle_id: builtins.str
     prompt: builtins.str
@@ -1476,6 +1478,14 @@ class Task(google.protobuf.message.Message):
     def files(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[nightschool_proto.v1.content_pb2.File]:
         """In its workspace when it begins, by sha256."""
 
+    @property
+    def origins(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___FileOrigin]:
+        """How each file that it planned came."""
+
+    @property
+    def verification(self) -> global___Verification:
+        """What the verifier said of it; not set where none was asked."""
+
     def __init__(
         self,
         *,
@@ -1489,12 +1499,77 @@ class Task(google.protobuf.message.Message):
         num_simulated: builtins.int = ...,
         files: collections.abc.Iterable[nightschool_proto.v1.content_pb2.File] | None = ...,
         solve_rate: builtins.float | None = ...,
+        origins: collections.abc.Iterable[global___FileOrigin] | None = ...,
+        verification: global___Verification | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_solve_rate", b"_solve_rate", "created_at", b"created_at", "solve_rate", b"solve_rate"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_solve_rate", b"_solve_rate", "created_at", b"created_at", "cycle_id", b"cycle_id", "files", b"files", "id", b"id", "image_sha256", b"image_sha256", "num_simulated", b"num_simulated", "prompt", b"prompt", "seed_request_ids", b"seed_request_ids", "solve_rate", b"solve_rate", "state", b"state"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_solve_rate", b"_solve_rate", "created_at", b"created_at", "solve_rate", b"solve_rate", "verification", b"verification"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_solve_rate", b"_solve_rate", "created_at", b"created_at", "cycle_id", b"cycle_id", "files", b"files", "id", b"id", "image_sha256", b"image_sha256", "num_simulated", b"num_simulated", "origins", b"origins", "prompt", b"prompt", "seed_request_ids", b"seed_request_ids", "solve_rate", b"solve_rate", "state", b"state", "verification", b"verification"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_solve_rate", b"_solve_rate"]) -> typing.Literal["solve_rate"] | None: ...
 
 global___Task = Task
+
+@typing.final
+class FileOrigin(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    TYPE_FIELD_NUMBER: builtins.int
+    DESCRIPTION_FIELD_NUMBER: builtins.int
+    SOURCE_FIELD_NUMBER: builtins.int
+    SHA256_FIELD_NUMBER: builtins.int
+    SIMILARITY_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    NUM_ATTEMPTS_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    type: builtins.str
+    """"picture" for one that the assistant is shown, else the type of a file in its workspace."""
+    description: builtins.str
+    source: builtins.str
+    """retrieved, or made."""
+    sha256: builtins.str
+    similarity: builtins.float
+    """Of a retrieved one: how like the description it is, and the request that brought it."""
+    request_id: builtins.str
+    num_attempts: builtins.int
+    """Of a made one: programs that were written for it."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        type: builtins.str = ...,
+        description: builtins.str = ...,
+        source: builtins.str = ...,
+        sha256: builtins.str = ...,
+        similarity: builtins.float = ...,
+        request_id: builtins.str = ...,
+        num_attempts: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["description", b"description", "name", b"name", "num_attempts", b"num_attempts", "request_id", b"request_id", "sha256", b"sha256", "similarity", b"similarity", "source", b"source", "type", b"type"]) -> None: ...
+
+global___FileOrigin = FileOrigin
+
+@typing.final
+class Verification(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    VERDICT_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    ORIGINAL_PROMPT_FIELD_NUMBER: builtins.int
+    verdict: builtins.str
+    """keep, repair, drop, or unreadable."""
+    reason: builtins.str
+    original_prompt: builtins.str
+    """The task as it was written, before any repair."""
+    def __init__(
+        self,
+        *,
+        verdict: builtins.str = ...,
+        reason: builtins.str = ...,
+        original_prompt: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["original_prompt", b"original_prompt", "reason", b"reason", "verdict", b"verdict"]) -> None: ...
+
+global___Verification = Verification
 
 @typing.final
 class ListPairsRequest(google.protobuf.message.Message):

@@ -19,6 +19,9 @@ Positive = Annotated[int, Field(ge=1)]
 Temperature = Annotated[float, Field(ge=0, le=4)]
 TopP = Annotated[float, Field(gt=0, le=1)]
 
+MIN_PLAN_TOKENS = 200
+"""Of a writer's answer that holds a task and its files."""
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
@@ -81,6 +84,15 @@ class SynthesizeConfig(RoleConfig):
     files: FilesConfig = FilesConfig()
     verifier: VerifierConfig = VerifierConfig()
     probe: ProbeConfig = ProbeConfig()
+
+    @model_validator(mode="after")
+    def _plan_fits(self) -> Self:
+        if self.files.enabled and self.max_tokens < MIN_PLAN_TOKENS:
+            raise ValueError(
+                f"files.enabled asks the writer for a plan, which max_tokens = {self.max_tokens} cuts off: "
+                f"set it to {MIN_PLAN_TOKENS} or more"
+            )
+        return self
 
 
 class ExploreConfig(_Section):

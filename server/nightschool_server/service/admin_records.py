@@ -100,7 +100,13 @@ def list_tasks(store: Store, page: Page, cycle_id: str) -> tuple[list[admin_pb2.
     found = store.query(
         "SELECT t.*, (SELECT json_group_array(s.response_id) FROM task_seeds s WHERE s.task_id = t.id) AS seeds, "
         "(SELECT COUNT(*) FROM candidates c JOIN steps s ON s.id = c.step_id JOIN rollouts r ON r.id = s.rollout_id "
-        " WHERE r.task_id = t.id AND c.simulated) AS num_simulated "
+        " WHERE r.task_id = t.id AND c.simulated) AS num_simulated, "
+        "(SELECT json_group_array(json_object('name', f.name, 'type', f.type, 'description', f.description, "
+        " 'source', f.source, 'sha256', f.sha256, 'similarity', f.similarity, 'request_id', f.response_id, "
+        " 'num_attempts', f.num_attempts)) FROM (SELECT * FROM task_files WHERE task_id = t.id ORDER BY position) f"
+        ") AS origins, "
+        "(SELECT json_object('verdict', v.verdict, 'reason', v.reason, 'original_prompt', v.original) "
+        " FROM verifications v WHERE v.task_id = t.id ORDER BY v.attempt DESC LIMIT 1) AS verification "
         "FROM tasks t WHERE t.id > ? AND (? = '' OR t.cycle_id = ?) ORDER BY t.id LIMIT ?",
         (page.after[0] if page.after else "", cycle_id, cycle_id, page.size + 1),
     )
@@ -177,5 +183,7 @@ def _task(row: Row) -> admin_pb2.Task:
         created_at=timestamp(row["created_at"]),
         num_simulated=row["num_simulated"],
         files=[file_to_proto(file_from_dict(file)) for file in json.loads(row["files"])],
+        origins=[admin_pb2.FileOrigin(**origin) for origin in json.loads(row["origins"])],
+        verification=_parsed(row["verification"] or "null", admin_pb2.Verification()),
         solve_rate=row["solve_rate"],
     )
