@@ -175,10 +175,11 @@ class Learner:
             row = records.resume(self.store, row)
             logger.info("event=cycle_resumed cycle=%s num_resumes=%d", row.id, row.num_resumes)
         else:
-            config = with_overrides(self.config.learner, row.overrides).model_dump_json(indent=2)
-            seed = row.seed or int.from_bytes(os.urandom(4), "big")
+            config = with_overrides(self.config.learner, row.overrides)
+            seed = config.seed or int.from_bytes(os.urandom(4), "big")
             incumbent = records.active_adapter(self.store)
-            row = records.start(self.store, row, seed=seed, incumbent=incumbent, config=config)
+            text = config.model_dump_json(indent=2)
+            row = records.start(self.store, row, seed=seed, incumbent=incumbent, config=text)
             logger.info("event=cycle_started cycle=%s incumbent=%s seed=%d", row.id, incumbent, seed)
         self._taken = row.id
         records.renew_lease(self.store, row.id, os.getpid(), self.config.learner.lease_s)

@@ -135,7 +135,8 @@ def choose_probes(store: Store, cycle_id: str, tools: Sequence[ToolSpec], num_pr
     """Text-only prompts of the cycle's pairs with their chosen answers, spread over them."""
     rows = store.query(
         "SELECT s.history, c.text FROM pairs p JOIN steps s ON s.id = p.step_id JOIN candidates c ON c.id = p.chosen "
-        "WHERE p.cycle_id = ? GROUP BY s.id ORDER BY s.id",
+        "JOIN rollouts r ON r.id = s.rollout_id JOIN tasks t ON t.id = r.task_id "
+        "WHERE p.cycle_id = ? GROUP BY s.id ORDER BY t.slot, s.position",
         (cycle_id,),
     )
     plain = [row for row in rows if not any(message.images for message in messages_from_json(row["history"]))]

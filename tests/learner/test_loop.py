@@ -326,3 +326,11 @@ async def test_a_cycle_that_another_living_learner_holds_is_left_alone(house: Ho
     await house.wait(cycle_id, lambda row: row["state"] == "promoted")
     learner.stopping.set()
     await running
+
+
+async def test_a_cycle_takes_the_seed_that_it_is_given_and_another_one_each_time_without(house: House) -> None:
+    house.set_work("promote", promote)
+    given = await house.run_until_ended(house.queue("seed=4711"))
+    drawn = [await house.run_until_ended(house.queue()) for _ in range(2)]
+    assert given["seed"] == 4711
+    assert len({row["seed"] for row in drawn}) == 2

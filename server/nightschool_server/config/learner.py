@@ -39,6 +39,8 @@ class LearnerConfig(BaseModel):
     """Niceness of the learner and its tool workers: serving comes first."""
     recipe: str = "sport"
     """How a cycle learns: a shipped recipe (`sport`, `rest`, `checklist`) or a file. Beneath all other settings."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Of all that a cycle draws; the one of another cycle, from its report, repeats it. 0: another one each time."""
     schedule: ScheduleConfig = ScheduleConfig()
     stages: StagesConfig = StagesConfig()
     seeds: SeedsConfig = SeedsConfig()

@@ -16,7 +16,17 @@ from pydantic import BaseModel, ConfigDict
 from nightschool_server.errors import ConfigError
 
 SHIPPED = Path(__file__).parent / "recipes"
-OF_THE_PROCESS = ("enabled", "recipe", "poll_s", "lease_s", "server_wait_s", "nice", "schedule", "fault_injection")
+OF_THE_PROCESS = (
+    "enabled",
+    "recipe",
+    "poll_s",
+    "lease_s",
+    "server_wait_s",
+    "nice",
+    "seed",
+    "schedule",
+    "fault_injection",
+)
 """Of `[learner]`: settings of the process and of one installation, not of a way to learn."""
 
 
