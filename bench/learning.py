@@ -8,8 +8,8 @@ Every other row is a night (some are three) from the shipped model with somethin
 learner as real processes on a home in a temporary folder. A row takes two to four minutes on two cores, `cycles` 20.
 
 With `--out` a row that the file holds is not run again. `--seeded` keeps the home that all rows begin on a copy of,
-with its live requests and the base model measured, for the next call. The last line is the table as JSON; progress is
-on stderr. Exit code 1 where a row could not be run; the others are run all the same.
+with its live requests and the base model measured, for the next call. Prints tables in Markdown and, as the last line,
+the same as JSON; progress is on stderr. Exit code 1 where a row could not be run; the others are run all the same.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from bench.nights.home import ask, measure_active, open_shop, practise, requests
 from bench.nights.measures import Night, night_of
 from bench.nights.rows import FULL_EVALUATION, NUM_REQUESTS, SEED, SMALL, Row, chosen
 from bench.nights.ruled import ruled_critic, ruled_endpoint
-from bench.nights.show import line_of
+from bench.nights.show import line_of, tables
 from bench.nights.table import MixedTableError, Table
 from bench.nights.truth import Pictures, pictures_of
 
@@ -60,6 +60,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="bench-learning-") as folder:
         bench = Bench(Path(folder), arguments.seeded, arguments.quick)
         failed = [row.name for row in rows if row not in table and not bench.fill(table, row)]
+    for line in tables(table.rows):
+        print(line)
     print(table.last_line())
     return 1 if failed else 0
 

@@ -100,6 +100,8 @@ class Night:
     """None where the cycle ended before anybody was trained, or measured."""
     candidate_change: Change | None
     """Against the incumbent."""
+    candidate_missed: tuple[str, ...]
+    """Held-out tasks that its greedy answer did not solve, so that rows can be paired."""
     gate_failed: tuple[str, ...]
     active: str
     """The adapter that serves afterwards."""
@@ -135,6 +137,7 @@ def night_of(store: Store, cycle_id: str, pictures: Pictures) -> Night:
         candidate=candidate,
         candidate_success=known.success(candidate) if candidate else None,
         candidate_change=known.change(incumbent, candidate) if candidate else None,
+        candidate_missed=known.missed(candidate) if candidate else (),
         gate_failed=_failed(decision),
         active=active,
         active_success=known.success(active),
@@ -168,6 +171,9 @@ class _Known:
             return None
         interval = wilson(sum(solved), len(solved))
         return Success(sum(solved) / len(solved), len(solved), interval.low, interval.high)
+
+    def missed(self, adapter: str) -> tuple[str, ...]:
+        return tuple(sorted(result.task_id for result in _greedy(self.results(adapter)) if not result.success))
 
     def change(self, before: str, after: str) -> Change | None:
         old, new = self.results(before), self.results(after)

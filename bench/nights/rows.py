@@ -74,6 +74,7 @@ ABLATIONS = (
     Row("failing_first", "ablations", "30% fail; a failure votes for the first candidate", _explore("failing_first")),
     Row("no_nll", "ablations", "no NLL term on the chosen answers", ("train.nll_weight=0",)),
     Row("no_anchors", "ablations", "no anchors", ("pairs.anchors_per_pair=0",)),
+    Row("anchors_by_step", "ablations", "anchors take turns by step, not by tool", ("pairs.anchor_turns=step",)),
     Row("neither", "ablations", "no NLL term, no anchors", ("train.nll_weight=0", "pairs.anchors_per_pair=0")),
     Row("no_forks", "ablations", "the candidates of a step share one state", _explore("shared_state")),
     Row("n_2", "ablations", "2 candidates a step", ("explore.num_candidates=2",)),

@@ -21,33 +21,33 @@ class MixedTableError(ValueError):
 
 
 class Table:
-    """The rows that were run."""
+    """The rows that were run, in `rows` as JSON has them."""
 
     def __init__(self, path: Path | None, *, quick: bool) -> None:
         """Read `path` where it exists; None keeps the table in memory alone. Raises MixedTableError."""
         self._path = path
-        self._rows: dict[str, Any] = {"quick": quick, "cycles": [], "ablations": {}, "recipes": {}}
+        self.rows: dict[str, Any] = {"quick": quick, "cycles": [], "ablations": {}, "recipes": {}}
         if path is not None and path.exists():
-            self._rows |= json.loads(path.read_text())
-        if self._rows["quick"] != quick:
-            kind = "a quick run" if self._rows["quick"] else "whole runs"
+            self.rows |= json.loads(path.read_text())
+        if self.rows["quick"] != quick:
+            kind = "a quick run" if self.rows["quick"] else "whole runs"
             raise MixedTableError(f"{path} holds rows of {kind}: give --out another file")
 
     def __contains__(self, row: Row) -> bool:
-        return bool(self._rows["cycles"]) if row.group == "cycles" else row.name in self._rows[row.group]
+        return bool(self.rows["cycles"]) if row.group == "cycles" else row.name in self.rows[row.group]
 
     def add(self, row: Row, nights: Sequence[Night]) -> None:
         """Take a row in, and write the file anew."""
         found = [asdict(night) for night in nights]
         if row.group == "cycles":
-            self._rows["cycles"] = found
+            self.rows["cycles"] = found
         else:
-            self._rows[row.group][row.name] = {"what": row.what, "overrides": row.overrides, "nights": found}
+            self.rows[row.group][row.name] = {"what": row.what, "overrides": row.overrides, "nights": found}
         if self._path is not None:
             partial = self._path.with_name(f".{self._path.name}")
-            partial.write_text(json.dumps(self._rows, indent=1) + "\n")
+            partial.write_text(json.dumps(self.rows, indent=1) + "\n")
             partial.replace(self._path)
 
     def last_line(self) -> str:
         """The whole table as one line of JSON."""
-        return json.dumps({key: self._rows[key] for key in ("cycles", "ablations", "recipes")})
+        return json.dumps({key: self.rows[key] for key in ("cycles", "ablations", "recipes")})

@@ -15,7 +15,8 @@ from nightschool_learner.trainer_data import ANCHORS, PairCollator, encode_answe
 from nightschool_learner.trainer_model import load_base
 from nightschool_server.agent.formats import TOOL_CALLS
 from nightschool_server.agent.toolcalls import write_call
-from nightschool_server.chat import messages_to_json, system, user
+from nightschool_server.chat import ToolCall, assistant, messages_to_json, system, tool_result, user
+from nightschool_server.config.practice import PairsConfig
 from peft import PeftModel
 
 from tests.learner.training_data import LEARNS, MODEL, ProbePrompt, make_run, probe_prompts, train
@@ -29,7 +30,8 @@ def agreed(name: str, text: str, *, failure: str = "", history: str = "", logpro
 def drawn_from(
     steps: list[DecidedStep], num_anchors: int, min_probability: float, seed: int
 ) -> tuple[DecidedStep, ...]:
-    return select_anchors(steps, num_anchors, min_probability=min_probability, seed=seed, action_format=TOOL_CALLS)
+    config = PairsConfig(min_anchor_probability=min_probability)
+    return select_anchors(steps, num_anchors, config=config, seed=seed, action_format=TOOL_CALLS)
 
 
 def test_the_tools_take_turns() -> None:
@@ -39,6 +41,19 @@ def test_the_tools_take_turns() -> None:
     drawn = Counter(step.step.id[0] for step in drawn_from(steps, 9, 0.9, seed=1))
     assert drawn == {"p": 3, "s": 3, "a": 3}
     assert Counter(step.step.id[0] for step in drawn_from(steps, 12, 0.9, seed=1))["s"] == 3
+
+
+def test_an_answer_after_a_rare_call_has_turns_of_its_own_where_steps_take_them() -> None:
+    def after(tool: str, number: int) -> str:
+        called = assistant(write_call(tool, {"item": str(number)}))
+        return messages_to_json((user("?"), called, tool_result(ToolCall("call_0", tool, "{}"), str(number))))
+
+    steps = [agreed(f"s{i}", str(i), history=after("stock", i)) for i in range(20)]
+    steps += [agreed(f"p{i}", str(i), history=after("price", i)) for i in range(3)]
+    steps += [agreed(f"a{i}", str(i), history=messages_to_json((user(str(i)),))) for i in range(20)]
+    config = PairsConfig(anchor_turns="step")
+    drawn = select_anchors(steps, 9, config=config, seed=1, action_format=TOOL_CALLS)
+    assert Counter(step.step.id[0] for step in drawn) == {"s": 3, "p": 3, "a": 3}
 
 
 def test_what_failed_or_had_a_rival_anchors_nothing_and_a_conversation_anchors_once() -> None:

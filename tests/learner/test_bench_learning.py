@@ -171,7 +171,7 @@ def said_by_ruled(messages: tuple[Message, ...], errors: float = 0.0) -> str:
         asked = urllib.request.Request(
             f"{url}/chat/completions", json.dumps(body).encode(), {"content-type": "application/json"}
         )
-        with urllib.request.urlopen(asked, timeout=10) as answered:
+        with urllib.request.urlopen(asked, timeout=60) as answered:
             return str(json.load(answered)["choices"][0]["message"]["content"])
 
 
@@ -229,6 +229,7 @@ def test_a_night_says_what_rose_and_what_fell(store: Store) -> None:
     assert night.against_base.spread.pass_at_n == (0.5, 0.5)
     assert night.against_base.spread.distinct_actions == (1.5, 1.5)
     assert night.candidate_change == night.against_base
+    assert night.candidate_missed == tuple(sorted(f"price-{number}" for number in range(3, 12)))
 
 
 def test_a_row_that_is_in_the_file_is_not_run_again_and_the_last_line_is_the_table(
@@ -240,11 +241,12 @@ def test_a_row_that_is_in_the_file_is_not_run_again_and_the_last_line_is_the_tab
     [row] = chosen(["one_order"])
     Table(file, quick=False).add(row, [night])
     command = [sys.executable, "bench/learning.py", "--only", "one_order", "--out", str(file)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=300)
     last = json.loads(done.stdout.splitlines()[-1])
     assert last["cycles"] == []
     assert last["recipes"] == {}
     assert last["ablations"]["one_order"]["nights"][0]["outcome"] == "nothing to learn"
+    assert "| `one_order` | the critic is asked in one order only | stopped | nobody was trained |" in done.stdout
     assert done.stderr == ""
     with pytest.raises(MixedTableError, match="whole runs"):
         Table(file, quick=True)

@@ -6,7 +6,7 @@ gate have theirs, and what every role of a model has is in `roles.py`. Every fie
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -167,6 +167,9 @@ class PairsConfig(_Section):
     """Newest rated requests whose corrections and thumbs are written beside the pairs, for SFT and KTO. 0: none."""
     anchors_per_pair: Annotated[float, Field(ge=0, le=16)] = 1.0
     """Steps on which all candidates agreed, for each pair; training holds their likelihood. 0: none."""
+    anchor_turns: Literal["tool", "step"] = "tool"
+    """What takes turns among anchors, so that none is rare: `tool`, what a step calls; `step`, that and what the step
+    before it called, so that an answer after one look-up is not of one kind with every other answer."""
     min_anchor_probability: Annotated[float, Field(ge=0, le=1)] = 0.9
     """Of such a step's whole answer, untempered: an error on which all agreed by chance is not held fast."""
 
