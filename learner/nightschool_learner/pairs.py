@@ -11,6 +11,7 @@ Owns the selection (pure) and the stage that writes `pairs` rows; the trainer's 
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 from collections import Counter
@@ -159,7 +160,8 @@ class PairsStage:
         counts["anchors"] = len(anchors)
         if len(sound) < len(agreed):
             counts["anchors_dropped_simulated"] = len(agreed) - len(sound)
-        counts.update(write_feedback_files(cycle))
+        # In a thread: every rated request's pictures are looked at.
+        counts.update(await asyncio.to_thread(write_feedback_files, cycle))
         replayed = await replayed_rows(cycle, export_rows(cycle.store, cycle.id))
         counts.update({"replayed": len(replayed)} if replayed else {})
         progress = cycle.progress(self.name)

@@ -114,12 +114,12 @@ class Looks:
         self._known: dict[str, Look | None] = {}
 
     def __call__(self, sha256: str) -> Look | None:
-        """None where it is no picture, or gone."""
+        """None where it is no picture, or not there: what is missing now may come yet."""
         if sha256 not in self._known:
             try:
                 self._known[sha256] = look_at(self._read(sha256))
             except NotFoundError:
-                self._known[sha256] = None
+                return None
         return self._known[sha256]
 
 

@@ -147,14 +147,15 @@ def _sandbox(config: Config) -> Finding:
     from nightschool_server.sandbox.sandbox import Sandbox
 
     agent = config.agent
+    is_needed = agent.action_format == "code" or config.learner.synthesize.files.enabled
     if agent.unsafe_code:
         return Finding("sandbox", "", "no", f"UNSAFE: {UNSAFE}")
     try:
         asyncio.run(prove(Sandbox(agent.code)))
     except FailedPreconditionError as error:
-        state: State = "fault" if agent.action_format == "code" else "no"
+        state: State = "fault" if is_needed else "no"
         return Finding("sandbox", "", state, str(error))
-    used = "" if agent.action_format == "code" else '; used with agent.action_format = "code"'
+    used = "" if is_needed else '; used with agent.action_format = "code" and with learner.synthesize.files'
     return Finding("sandbox", "", "ok", f"{version()} with libseccomp{used}")
 
 

@@ -172,7 +172,7 @@ def said_by_ruled(messages: tuple[Message, ...], errors: float = 0.0) -> str:
         asked = urllib.request.Request(
             f"{url}/chat/completions", json.dumps(body).encode(), {"content-type": "application/json"}
         )
-        with urllib.request.urlopen(asked, timeout=10) as answered:
+        with urllib.request.urlopen(asked, timeout=60) as answered:
             return str(json.load(answered)["choices"][0]["message"]["content"])
 
 
@@ -244,7 +244,7 @@ def test_a_row_that_is_in_the_file_is_not_run_again_and_the_last_line_is_the_tab
     [row] = chosen(["one_order"])
     Table(file, quick=False).add(row, [night])
     command = [sys.executable, "bench/learning.py", "--only", "one_order", "--out", str(file)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=300)
     last = json.loads(done.stdout.splitlines()[-1])
     assert last["cycles"] == []
     assert last["recipes"] == {}

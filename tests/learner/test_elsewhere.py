@@ -66,7 +66,7 @@ def other_host(served: World, work: Path, *arguments: str) -> Iterator[subproces
 async def handed_out(cycle: Cycle, running: asyncio.Task[object]) -> Path:
     """The archive of the run, once it is there."""
     archive = run_file(cycle.home.cycles, cycle.id)
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(300):
         while not archive.exists():
             assert not running.done(), running.exception()
             await asyncio.sleep(0.02)
@@ -82,7 +82,7 @@ async def test_a_trainer_elsewhere_fetches_the_run_and_its_adapter_becomes_the_c
     running = asyncio.create_task(TrainStage().run(cycle))
     archive = await handed_out(cycle, running)
     with other_host(served, tmp_path) as trainer:
-        out, err = await asyncio.to_thread(trainer.communicate, timeout=240)
+        out, err = await asyncio.to_thread(trainer.communicate, timeout=300)
     assert trainer.returncode == 0, err
     assert await running is None
     name = records.candidate_of(served.store, cycle.id)
@@ -102,13 +102,13 @@ async def test_a_trainer_elsewhere_that_is_killed_goes_on_from_its_checkpoint(se
     await handed_out(cycle, running)
     folder = RunFolder(tmp_path / cycle.id)
     with other_host(served, tmp_path, "--watch") as trainer:
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(300):
             while folder.read_progress().step < 3:
                 assert trainer.poll() is None, trainer.stderr.read() if trainer.stderr else ""
                 await asyncio.sleep(0.02)
         trainer.send_signal(signal.SIGKILL)
     with other_host(served, tmp_path) as trainer:
-        _, err = await asyncio.to_thread(trainer.communicate, timeout=240)
+        _, err = await asyncio.to_thread(trainer.communicate, timeout=300)
     assert trainer.returncode == 0, err
     assert await running is None
     assert [row["step"] for row in folder.read_metrics()] == list(range(1, 21))
@@ -134,7 +134,7 @@ async def test_a_cycle_that_waits_for_a_trainer_can_be_cancelled_and_taken_up(se
 
 async def test_without_a_run_that_waits_the_trainer_says_so(served: World, tmp_path: Path) -> None:
     with other_host(served, tmp_path) as trainer:
-        _, err = await asyncio.to_thread(trainer.communicate, timeout=120)
+        _, err = await asyncio.to_thread(trainer.communicate, timeout=300)
     assert trainer.returncode == 1
     assert "none waits for a trainer" in err
 
@@ -149,7 +149,7 @@ async def test_an_engine_that_cannot_sleep_fails_the_stage_with_the_remedy(serve
 
 async def healthy(served: World, expected: bool) -> None:
     """Wait until the server says so of its engine."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(300):
         while True:
             if (await served.client.admin.status()).healthy == expected:
                 return
@@ -182,7 +182,7 @@ async def test_the_engine_sleeps_while_its_device_is_lent_and_a_server_that_leav
 async def hold(cycle: Cycle) -> None:
     """Keep the device for as long as it is lent."""
     async with lent_device(cycle, cycle.progress("train")) as device:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(300):
             while True:
                 device.check()
                 await asyncio.sleep(0.02)

@@ -43,7 +43,7 @@ async def num_adapters(served: World) -> int:
 
 async def trainer_pid(folder: RunFolder, running: asyncio.Task[object]) -> int:
     """The pid of the trainer once it takes steps."""
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(300):
         while folder.read_progress().step < 2:
             assert not running.done(), running.exception()
             await asyncio.sleep(0.02)

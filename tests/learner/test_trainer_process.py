@@ -19,7 +19,7 @@ from nightschool_learner.trainer_process import end_stale_trainer, last_words, s
 
 from tests.learner.training_data import make_run
 
-DEADLINE_S = 120.0
+DEADLINE_S = 300.0
 
 
 async def until(is_so: Callable[[], bool], process: asyncio.subprocess.Process | None = None) -> None:

@@ -183,7 +183,7 @@ def run_trainer(manifest: Manifest) -> subprocess.CompletedProcess[str]:
     """The trainer as the learner starts it."""
     return subprocess.run(
         [sys.executable, "-m", "nightschool_learner.trainer", str(manifest.output / "manifest.json")],
-        capture_output=True, text=True, timeout=300, check=False,
+        capture_output=True, text=True, timeout=550, check=False,
     )  # fmt: skip
 
 

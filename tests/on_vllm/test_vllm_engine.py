@@ -220,7 +220,7 @@ async def test_a_killed_engine_comes_back_with_its_adapters_and_its_lane(world: 
     assert not engine.healthy()
     with pytest.raises(EngineDeadError):
         await answer(engine, request("Hi"))
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(300):
         while not engine.healthy():  # noqa: ASYNC110
             await asyncio.sleep(0.1)
     assert engine.stats().merged == "second"

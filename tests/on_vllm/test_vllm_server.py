@@ -22,10 +22,10 @@ from nightschool_proto.v1 import admin_pb2, agent_pb2, content_pb2
 from tests.harness import SHOP_MODEL, ServerProcess, Stubs, ask, stubs
 from tests.server.tiny_models import make_adapter
 
-pytestmark = [pytest.mark.timeout(400), pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.timeout(1200), pytest.mark.asyncio(loop_scope="module")]
 
-START_S = 120.0
-GONE_S = 30.0
+START_S = 300.0
+GONE_S = 60.0
 
 _DAYS = {"type": "object", "properties": {"day": {"enum": ["Montag", "Mittwoch"]}}, "required": ["day"]}
 BOOK = ask(

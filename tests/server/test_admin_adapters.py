@@ -159,7 +159,7 @@ async def test_an_adapter_in_use_cannot_be_deleted_and_an_idle_one_can(
     assert found.code is grpc.StatusCode.FAILED_PRECONDITION
     assert "held" in found.message
     stream.cancel()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while (await wire.admin.GetAdapter(admin_pb2.GetAdapterRequest(name=name), metadata=server.admin)).num_leases:
             pass
     await wire.admin.DeleteAdapter(delete, metadata=server.admin)

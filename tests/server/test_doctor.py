@@ -88,3 +88,6 @@ def test_the_sandbox_is_named_and_one_that_is_needed_and_missing_is_a_fault(
     assert found["sandbox", ""].startswith("no: code actions need a sandbox: bwrap is not on the PATH")
     exit_code, found = doctor(capsys, tmp_path, "--model", MODEL, *code)
     assert (exit_code, found["sandbox", ""].partition(":")[0]) == (1, "fault")
+    files = ("--set", "learner.synthesize.files.enabled=true", "--set", "learner.synthesize.max_tokens=600")
+    exit_code, found = doctor(capsys, tmp_path, "--model", MODEL, *files)
+    assert (exit_code, found["sandbox", ""].partition(":")[0]) == (1, "fault")

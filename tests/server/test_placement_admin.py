@@ -48,7 +48,7 @@ async def wire(sleepy: Sleepy) -> AsyncIterator[Stubs]:
 
 async def until(watch: object, status: int) -> None:
     """Read health until it says so."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while (await watch.read()).status != status:  # type: ignore[attr-defined]
             pass
 

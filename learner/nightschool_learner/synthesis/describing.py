@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from nightschool_server.app import App, load_evaluation
-from nightschool_server.chat import system, user
+from nightschool_server.chat import File, system, user
 from nightschool_server.engine import Prompt, Sampling
 from nightschool_server.errors import ContextOverflowError, InvalidRequestError, NotFoundError
 
@@ -151,8 +151,8 @@ class Describer:
         return (caption, samples.num_completion_tokens or len(answer.token_ids)) if caption else None
 
     async def _text(self, document: Document) -> str:
+        file = File(document.name, document.media_type, document.size_bytes, document.sha256)
         try:
-            data = self.cycle.store.get_blob(document.sha256)
+            return visible(await self.reader.text_of(self.cycle.store, file, MAX_TEXT_CHARS))
         except NotFoundError:
             return ""
-        return visible(await self.reader.text_of(document.type, data, MAX_TEXT_CHARS))

@@ -18,12 +18,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from nightschool_server.chat import File
 from nightschool_server.image_check import check_image
 from nightschool_server.sandbox.folder import remove
 from nightschool_server.sandbox.sandbox import CodeStep, Reply, Sandbox
+from nightschool_server.store.store import Store
 
 from nightschool_learner.errors import StageFailedError
+from nightschool_learner.synthesis.plan import type_of
 
+MAX_READ_BYTES = 32 * 2**20
+"""A larger file is known by its name alone."""
 MAX_PLAIN_BYTES = 64 * 1024
 """Of a text file that is looked at."""
 MAX_ROWS = 200
@@ -122,8 +127,12 @@ class FileReader:
         assert self.sandbox is not None, "files are made where there is a sandbox"
         return await self._read_inside(self.sandbox, type_, data, max_chars)
 
-    async def text_of(self, type_: str, data: bytes, max_chars: int) -> str:
-        """What can be read of any file; empty where that is nothing."""
+    async def text_of(self, store: Store, file: File, max_chars: int) -> str:
+        """What can be read of any file; empty where that is nothing. Raises NotFoundError where its bytes are gone."""
+        if file.size_bytes > MAX_READ_BYTES:
+            return ""
+        data = await asyncio.to_thread(store.get_blob, file.sha256)
+        type_ = type_of(file.name)
         if type_ in _READERS:
             return (await self.check(type_, data, max_chars)).text if self.sandbox is not None else ""
         plain = data[:MAX_PLAIN_BYTES]

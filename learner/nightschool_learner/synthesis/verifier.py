@@ -23,7 +23,7 @@ from nightschool_learner.prompts import WRITER_TOOLS, as_data, list_tools, visib
 from nightschool_learner.roles import Model
 from nightschool_learner.sampling import derive_seed
 from nightschool_learner.synthesis.drafts import Draft, Place
-from nightschool_learner.synthesis.plan import read_task, type_of
+from nightschool_learner.synthesis.plan import read_task
 from nightschool_learner.synthesis.reading import FileReader
 from nightschool_learner.synthesis.records import Verification
 from nightschool_learner.verdicts import unfenced
@@ -96,9 +96,7 @@ class Verifier:
             where = " above" if self.config.shows_images else ", which you cannot see"
             blocks.append(VERIFIER_PICTURES.format(num=len(images), where=where))
         for file in draft.brings.files:
-            text = await self.reader.text_of(
-                type_of(file.name), self.store.get_blob(file.sha256), self.config.max_chars
-            )
+            text = await self.reader.text_of(self.store, file, self.config.max_chars)
             if self.config.shows_images and file.media_type.startswith("image/"):
                 images.append(file.sha256)
                 text = f"[picture {len(images)} above] {text}"
