@@ -105,9 +105,9 @@ class Bench:
             for number in range(min(row.num_rounds, self._max_rounds)):
                 if number:
                     await ask(client, SEED + number, self._num_requests)
-                cycle = await practise(client, home, reason=row.name, seed=row.seed + number, overrides=overrides)
+                cycle = await practise(client, reason=row.name, seed=row.seed + number, overrides=overrides)
                 if row.measures_active:
-                    await measure_active(client, home, overrides)
+                    await measure_active(client, overrides)
                 nights.append(await asyncio.to_thread(_measured, home, cycle.id, self._pictures(number)))
                 _say(f"{row.name} {number + 1}: {line_of(nights[-1])}")
         return nights
@@ -118,7 +118,7 @@ class Bench:
         made = self._folder / "being-seeded"
         async with open_shop(made) as client:
             await ask(client, SEED, self._num_requests)
-            await measure_active(client, made, (*FULL_EVALUATION, *self._small))
+            await measure_active(client, (*FULL_EVALUATION, *self._small))
         shutil.move(made, self._seeded)
 
     def _pictures(self, number: int) -> Pictures:

@@ -1,6 +1,6 @@
 """A home of the shop with live requests to learn from, and the cycles that run on it.
 
-Server and learner are real processes; this one asks as a customer and reads the store.
+Server and learner are real processes; this one asks as a customer and as an operator.
 """
 
 from __future__ import annotations
@@ -9,13 +9,11 @@ import asyncio
 import random
 import shutil
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager
 from itertools import islice
 from pathlib import Path
 
 from nightschool import AsyncClient, Cycle
-from nightschool_server.home import Home
-from nightschool_server.store.store import Store
 
 from bench.nights.measuring import MEASURING
 from examples.shop.night.server import ROOT, serving
@@ -63,14 +61,9 @@ async def ask(client: AsyncClient, seed: int, num: int) -> None:
     await asyncio.gather(*(one(request, rng.random() < FEEDBACK_SHARE) for request in requests_of(seed, num)))
 
 
-async def practise(client: AsyncClient, home: Path, *, reason: str, seed: int, overrides: Sequence[str]) -> Cycle:
+async def practise(client: AsyncClient, *, reason: str, seed: int, overrides: Sequence[str]) -> Cycle:
     """Run one cycle with a seed of its own. Returns it as it ended."""
-    # A paused learner takes up no cycle: until it goes on, the seed can be set.
-    await client.admin.learner.pause(reason="the cycle's seed is set")
-    cycle = await client.admin.cycles.trigger(reason=reason, overrides=overrides)
-    with closing(Store.open(Home(home), migrate=False)) as store, store.transaction() as db:
-        db.execute("UPDATE cycles SET seed = ? WHERE id = ?", (seed, cycle.id))
-    await client.admin.learner.resume()
+    cycle = await client.admin.cycles.trigger(reason=reason, overrides=(*overrides, f"seed={seed}"))
     async with asyncio.timeout(CYCLE_LIMIT_S):
         while not cycle.state.ended:
             await asyncio.sleep(POLL_S)
@@ -80,6 +73,6 @@ async def practise(client: AsyncClient, home: Path, *, reason: str, seed: int, o
     return cycle
 
 
-async def measure_active(client: AsyncClient, home: Path, overrides: Sequence[str]) -> None:
+async def measure_active(client: AsyncClient, overrides: Sequence[str]) -> None:
     """Have the active adapter answer the held-out tasks that it has not answered yet."""
-    await practise(client, home, reason="measure", seed=1, overrides=(*overrides, *MEASURING))
+    await practise(client, reason="measure", seed=1, overrides=(*overrides, *MEASURING))
