@@ -30,7 +30,7 @@ def agreed(name: str, text: str, *, failure: str = "", history: str = "", logpro
 def drawn_from(
     steps: list[DecidedStep], num_anchors: int, min_probability: float, seed: int
 ) -> tuple[DecidedStep, ...]:
-    config = PairsConfig(min_anchor_probability=min_probability)
+    config = PairsConfig(min_anchor_probability=min_probability, anchor_turns="tool")
     return select_anchors(steps, num_anchors, config=config, seed=seed, action_format=TOOL_CALLS)
 
 
@@ -43,7 +43,7 @@ def test_the_tools_take_turns() -> None:
     assert Counter(step.step.id[0] for step in drawn_from(steps, 12, 0.9, seed=1))["s"] == 3
 
 
-def test_an_answer_after_a_rare_call_has_turns_of_its_own_where_steps_take_them() -> None:
+def test_an_answer_after_a_rare_call_has_turns_of_its_own() -> None:
     def after(tool: str, number: int) -> str:
         called = assistant(write_call(tool, {"item": str(number)}))
         return messages_to_json((user("?"), called, tool_result(ToolCall("call_0", tool, "{}"), str(number))))
@@ -51,8 +51,7 @@ def test_an_answer_after_a_rare_call_has_turns_of_its_own_where_steps_take_them(
     steps = [agreed(f"s{i}", str(i), history=after("stock", i)) for i in range(20)]
     steps += [agreed(f"p{i}", str(i), history=after("price", i)) for i in range(3)]
     steps += [agreed(f"a{i}", str(i), history=messages_to_json((user(str(i)),))) for i in range(20)]
-    config = PairsConfig(anchor_turns="step")
-    drawn = select_anchors(steps, 9, config=config, seed=1, action_format=TOOL_CALLS)
+    drawn = select_anchors(steps, 9, config=PairsConfig(), seed=1, action_format=TOOL_CALLS)
     assert Counter(step.step.id[0] for step in drawn) == {"s": 3, "p": 3, "a": 3}
 
 

@@ -167,7 +167,7 @@ class PairsConfig(_Section):
     """Newest rated requests whose corrections and thumbs are written beside the pairs, for SFT and KTO. 0: none."""
     anchors_per_pair: Annotated[float, Field(ge=0, le=16)] = 1.0
     """Steps on which all candidates agreed, for each pair; training holds their likelihood. 0: none."""
-    anchor_turns: Literal["tool", "step"] = "tool"
+    anchor_turns: Literal["tool", "step"] = "step"
     """What takes turns among anchors, so that none is rare: `tool`, what a step calls; `step`, that and what the step
     before it called, so that an answer after one look-up is not of one kind with every other answer."""
     min_anchor_probability: Annotated[float, Field(ge=0, le=1)] = 0.9
