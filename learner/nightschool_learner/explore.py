@@ -39,6 +39,7 @@ from nightschool_learner.critic_drift import check_drift
 from nightschool_learner.critics import open_critic
 from nightschool_learner.critique import Critic
 from nightschool_learner.errors import NothingToLearnError
+from nightschool_learner.heat import hot_temperature
 from nightschool_learner.meter import Meter, MeteredSampler, clocks_of, unseen
 from nightschool_learner.panel import Panel
 from nightschool_learner.panels import open_panel
@@ -70,6 +71,8 @@ class ExploreStage:
     name: str = "explore"
 
     async def run(self, cycle: Cycle) -> Ending | None:
+        config = cycle.config.explore
+        config = config.model_copy(update={"hot_temperature": hot_temperature(cycle.store, cycle.id, config)})
         tasks = [task for task in seed_records.tasks_of(cycle.store, cycle.id) if task.state == KEPT]
         rollouts = practice_records.rollouts_of(cycle.store, cycle.id)
         ended = {task_id for task_id, rollout in rollouts.items() if rollout.state != "running"}
@@ -82,14 +85,14 @@ class ExploreStage:
 
         workspaces = cycle.folder / "workspaces"
         remove_tree(workspaces)
-        num_workers = cycle.config.explore.num_tool_workers
+        num_workers = config.num_tool_workers
         limits = call_limits(cycle.agent)
         opening = self.open_tools(cycle.app, cycle.app_ref, num_workers=num_workers, limits=limits, purpose="practice")
         served = self.make_sampler(cycle)
         read_busy_s = served.engine_busy_s if isinstance(served, PracticeSampler) else unseen
         meter = Meter(explored, cycle.resumed, read_busy_s)
         sampler = MeteredSampler(served, meter)
-        budget = Budget(cycle.config.explore, explored, meter)
+        budget = Budget(config, explored, meter)
         async with (
             Writer(cycle.store) as writer,
             opening as tools,
@@ -103,7 +106,7 @@ class ExploreStage:
             practice = Practice(
                 cycle_seed=cycle.seed,
                 adapter=cycle.incumbent,
-                config=cycle.config.explore,
+                config=config,
                 store=cycle.store,
                 writer=writer,
                 sampler=sampler,
@@ -120,15 +123,17 @@ class ExploreStage:
 
             left = [task for task in tasks if task.id not in ended]
             async with meter.running():
-                await for_each(cycle, left, practise, cycle.config.explore.concurrency)
-        _conclude(cycle, budget, len(tasks))
+                await for_each(cycle, left, practise, config.concurrency)
+        _conclude(cycle, budget, len(tasks), config.hot_temperature)
         return None
 
 
-def _conclude(cycle: Cycle, budget: Budget, num_tasks: int) -> None:
+def _conclude(cycle: Cycle, budget: Budget, num_tasks: int, heat: float) -> None:
     """Say what practice covered. Raises NothingToLearnError where that is too little to train on."""
     explored, coverage = cycle.progress(ExploreStage.name), coverage_of(cycle.store, cycle.id)
     said, rollouts = str(coverage), practice_records.rollouts_of(cycle.store, cycle.id)
+    if cycle.config.explore.target_choice_share:
+        said += f"; sampled at a hot temperature of {heat:.3g}"
     if reached := budget.reached():
         explored.put(not_begun=num_tasks - len(rollouts))
         said += (

@@ -123,6 +123,9 @@ class ExploreConfig(_Section):
     """The same in tool calls of all candidates. 0: no bound."""
     min_choice_share: Share = 0.0
     """Share of steps whose samples must not all agree; with less the cycle stops before training."""
+    target_choice_share: Share = 0.0
+    """That share as it is wanted: the hot temperature rises after a cycle with less and falls after one with more, by
+    at most half. 0: it stays as it is."""
 
     @model_validator(mode="after")
     def _samples_add_up(self) -> Self:
@@ -131,6 +134,8 @@ class ExploreConfig(_Section):
                 f"temperatures names {len(self.temperatures)} and num_candidates is {self.num_candidates}: "
                 "name one for each candidate, or none"
             )
+        if self.temperatures and self.target_choice_share:
+            raise ValueError("temperatures names every sample's own: target_choice_share has none to change, set one")
         if self.adaptive_after and not 2 <= self.adaptive_after < self.num_candidates:
             raise ValueError(
                 f"adaptive_after is {self.adaptive_after}; it must be 0, or at least 2 and less than num_candidates = "
