@@ -1,6 +1,6 @@
 """What a night of learning is worth at the shop, night after night, and what each guard and choice contributes.
 
-    python bench/learning.py [--only NAME]... [--quick] [--out FILE] [--seeded DIR]
+    python bench/learning.py [--only NAME]... [--quick] [--out FILE] [--seeded DIR] [--show]
 
 NAME is a group of rows (`cycles`, `ablations`, `recipes`) or one row (`bench/nights/rows.py`). `cycles` are five nights
 in a row with the shipped settings and fresh live requests before each; the active adapter is measured after every one.
@@ -51,6 +51,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="small nights: to see that it runs")
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON file that rows are added to")
     parser.add_argument("--seeded", type=Path, metavar="DIR", help="keep the home that rows begin on here")
+    parser.add_argument("--show", action="store_true", help="run nothing: print what --out holds")
     arguments = parser.parse_args()
     try:
         rows, table = chosen(arguments.only), Table(arguments.out, quick=arguments.quick)
@@ -59,7 +60,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="bench-learning-") as folder:
         bench = Bench(Path(folder), arguments.seeded, arguments.quick)
-        failed = [row.name for row in rows if row not in table and not bench.fill(table, row)]
+        missing = [row for row in rows if row not in table and not arguments.show]
+        failed = [row.name for row in missing if not bench.fill(table, row)]
     for line in tables(table.rows):
         print(line)
     print(table.last_line())
