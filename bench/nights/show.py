@@ -45,7 +45,7 @@ def tables(rows: Mapping[str, Any]) -> Iterator[str]:
 
 
 _NIGHT_HEADS = (
-    "night", "ended", "success (95%)", "against the base", "p", "pass@1", "pass@5 (change, 95%)",
+    "night", "ended", "trained", "active (95%)", "against the base", "p", "pass@1", "pass@5 (change, 95%)",
     "distinct first actions", "families that fell", "pairs (right)", "critic on the gold set", "seconds",
 )  # fmt: skip
 
@@ -57,6 +57,7 @@ def _night(number: int, night: Mapping[str, Any]) -> list[str]:
     return [
         str(number),
         night["state"],
+        f"{night['candidate_success']['rate']:.1%}" if night["candidate_success"] else "",
         _success(night["active_success"]),
         f"{_points(change['difference'])} ({_points(change['low'])} to {_points(change['high'])})" if change else "",
         f"{change['p']:.2g}" if change else "",
@@ -130,8 +131,9 @@ def _pass_at_n(spread: Mapping[str, Any]) -> str:
 
 
 def _pairs(night: Mapping[str, Any]) -> str:
-    accuracy = night["pair_accuracy"]
-    return str(night["pairs"]) if accuracy is None else f"{night['pairs']} ({accuracy:.1%})"
+    """All pairs, and of those that set a right action against a wrong one, how many chose the right one."""
+    right, wrong = (night["pair_verdicts"].get(verdict, 0) for verdict in ("right", "wrong"))
+    return f"{night['pairs']} ({right} of {right + wrong})"
 
 
 def _points(share: float) -> str:
