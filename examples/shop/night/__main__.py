@@ -32,7 +32,9 @@ NUM_SEEDS = 80
 """Live requests that are answered before the first cycle starts."""
 BASE = "base"
 ALLOW_SABOTAGE = "learner.fault_injection.allow=true"
-SABOTAGE = ("learner.fault_injection.invert_critic=true", "learner.synthesize.num_tasks=200")
+SABOTAGE = (
+    "learner.fault_injection.invert_critic=true", "learner.synthesize.num_tasks=200", "learner.pairs.min_pairs=24",
+)  # fmt: skip
 ONCE_MORE = ("learner.train.learning_rate=5e-4",)
 """After a first night little is left to learn, often nothing; what there is wants a lower rate."""
 
