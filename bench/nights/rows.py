@@ -20,13 +20,6 @@ NUM_CYCLES = 5
 
 FULL_EVALUATION = ("evaluate.num_seeds=5", "evaluate.max_sampled_tasks=0")
 """Beside the greedy one, five sampled answers to every held-out task."""
-NO_GATE = (
-    "gate.min_n=1", "gate.min_difference=-1", "gate.max_p=1", "gate.min_interval_low=-1", "gate.max_family_fall=1",
-    "gate.max_family_p=0", "gate.max_tool_error_rise=1", "gate.max_unreadable_rise=1", "gate.max_unanswered_rise=1",
-    "gate.max_refusal_rise=1", "gate.max_unsafe_rise=1", "gate.max_external_rise=1", "gate.max_length_ratio=1000",
-    "gate.max_ability_loss_nats=1000",
-)  # fmt: skip
-"""Measures as ever and promotes whatever was trained."""
 UNAUDITED = ("critic.min_agreement=0.01",)
 """The audit is made, and stops nothing: it would end a night whose critic is the worse for what was taken away."""
 SETTLED_TOO = ("pairs.max_lead_nats=0", "pairs.min_pairs=4")
@@ -88,7 +81,7 @@ ABLATIONS = (
     ),
     Row(
         "no_gate", "ablations", "the same, and whatever was trained is promoted",
-        (*SETTLED_TOO, *NO_GATE, "train.validation_share=0"), num_rounds=3,
+        (*SETTLED_TOO, "stages.promote=bench.nights.unguarded:ungated", "train.validation_share=0"), num_rounds=3,
     ),
     Row(
         "inverted", "ablations", "the critic prefers the worse; the gate decides",

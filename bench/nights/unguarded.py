@@ -1,12 +1,14 @@
-"""Explore stages with one guard taken out, as recipes name them: `stages.explore = "bench.nights.unguarded:one_order"`.
+"""Stages with one guard taken out, as recipes name them: `stages.explore = "bench.nights.unguarded:one_order"`.
 
-Each does what METHOD.md finds in SPORT's public code, and leaves the rest of the stage as it ships:
+Each does what METHOD.md finds in SPORT's public code, and leaves the rest of the stage as it ships. Explore stages:
 
 - `one_order`: the critic is asked once for two candidates, whichever has more samples shown first;
 - `first_by_default`: where the critic cannot be sure, the candidate that was sampled first (the cold one) wins;
 - `failing`: of the critic's answers FAILURES cannot be read; guarded, to set beside `failing_first`;
 - `failing_first`: the same, and a failure is a win of the candidate that was sampled first;
 - `shared_state`: the candidates of a step act on one state, one after another, and so does whatever comes next.
+
+A promote stage: `ungated` measures as ever, and promotes what did not pass.
 """
 
 from __future__ import annotations
@@ -23,12 +25,14 @@ from typing import Any
 
 from nightschool_learner.critics import open_critic
 from nightschool_learner.critique import Context, Critic, Duel, Verdict
+from nightschool_learner.evaluation_records import EvaluationRow
 from nightschool_learner.explore import ExploreStage
 from nightschool_learner.panel import Case, Panel
 from nightschool_learner.panels import open_panel
+from nightschool_learner.promote import PromoteStage, numbers
 from nightschool_learner.prompts import CandidateView
-from nightschool_learner.sampling import AnswerSampler
-from nightschool_learner.stages import Cycle
+from nightschool_learner.sampling import AnswerSampler, patiently
+from nightschool_learner.stages import Cycle, Ending
 from nightschool_server.agent.executors import ToolExecutor
 from nightschool_server.agent.toolbox import open_tools
 from nightschool_server.chat import ToolCall, ToolSpec, canonical_json, messages_to_json
@@ -47,6 +51,24 @@ def one_order() -> ExploreStage:
 def first_by_default() -> ExploreStage:
     """Without abstention."""
     return ExploreStage(open_panel=open_first_by_default)
+
+
+def ungated() -> PromoteStage:
+    """Without the gate's word."""
+    return Ungated()
+
+
+class Ungated(PromoteStage):
+    """Promotes by force what the gate refuses."""
+
+    async def _reject(self, cycle: Cycle, row: EvaluationRow) -> Ending:
+        await patiently(
+            cycle,
+            lambda: cycle.client.admin.adapters.promote(
+                row.candidate, reason="nobody asks the gate", force=True, request_id=f"promote-{cycle.id}"
+            ),
+        )
+        return Ending("promoted", f"{row.candidate} replaced {row.incumbent} by force: {numbers(row)}")
 
 
 def failing() -> ExploreStage:
