@@ -12,6 +12,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from nightschool_server.config.roles import CriticConfig
 from nightschool_server.store.store import Store
@@ -69,12 +70,14 @@ _IN_WORDS = {
 def drifts_of(store: Store, cycle_id: str) -> tuple[Drift, ...]:
     """What moved against the newest earlier cycles with the same critic; empty where there are none."""
     config = _config_of(store, cycle_id)
-    same = [one for one in _earlier(store, cycle_id) if _ground(store, one) == _ground(store, cycle_id)]
+    ground = _ground(store, cycle_id)
+    # Lazily: a home has hundreds of cycles, and the newest few are enough.
+    same = list(islice((one for one in _earlier(store, cycle_id) if _ground(store, one) == ground), NUM_EARLIER))
     if config is None or not same:
         return ()
     now = _counts(store, cycle_id)
     pooled = {name: Count() for name in now}
-    for one in same[:NUM_EARLIER]:
+    for one in same:
         for name, count in _counts(store, one).items():
             pooled[name] += count
     return compare(now, pooled, max_drift=config.max_drift, min_count=config.min_gold)

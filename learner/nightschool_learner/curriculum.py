@@ -16,9 +16,8 @@ from dataclasses import replace
 from nightschool_server.chat import messages_from_json
 from nightschool_server.store.store import Store
 
-from nightschool_learner.explore import BUDGET
 from nightschool_learner.families import Family, family_of, merged, tools_of, weight_of
-from nightschool_learner.practice_records import REFUSED
+from nightschool_learner.practice_records import BUDGET, REFUSED
 from nightschool_learner.seed_records import KEPT, Seed
 from nightschool_learner.solve_rate import ALWAYS, NEVER
 from nightschool_learner.stages import Cycle

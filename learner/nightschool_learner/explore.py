@@ -45,7 +45,7 @@ from nightschool_learner.panel import Panel
 from nightschool_learner.panels import open_panel
 from nightschool_learner.parallel import for_each
 from nightschool_learner.practice import Practice, PracticeActor, RefusedPickError
-from nightschool_learner.practice_records import RolloutRow
+from nightschool_learner.practice_records import BUDGET, RolloutRow
 from nightschool_learner.sampling import AnswerSampler, PracticeSampler
 from nightschool_learner.seed_records import KEPT, TaskRow
 from nightschool_learner.stages import Cycle, Ending
@@ -55,9 +55,6 @@ logger = logging.getLogger(__name__)
 
 NO_TIME_LIMIT_S = 7 * 24 * 3600.0
 """A rollout waits for live requests, for a server that is away, for a paused learner: its wall time says nothing."""
-
-BUDGET = "budget"
-"""How a rollout ends whose next step the cycle's budget does not allow."""
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ MAX_FACTOR = 1.5
 """How far the temperature goes from the configured one, either way."""
 MAX_TEMPERATURE = 4.0
 """What a configuration may name, too."""
+NUM_EARLIER = 10
+"""Cycles that are looked at, the newest: more than it takes from one bound to the other."""
 MIN_STEPS = 50
 """A cycle with fewer says nothing of its share."""
 
@@ -31,8 +33,10 @@ def hot_temperature(store: Store, cycle_id: str, config: ExploreConfig) -> float
     """The hot temperature of a cycle."""
     if not config.target_choice_share:
         return config.hot_temperature
-    earlier = store.query("SELECT id FROM cycles WHERE id < ? AND ended_at IS NOT NULL ORDER BY id", (cycle_id,))
-    seen = [coverage_of(store, row["id"]) for row in earlier]
+    newest = store.query(
+        "SELECT id FROM cycles WHERE id < ? AND ended_at IS NOT NULL ORDER BY id DESC LIMIT ?", (cycle_id, NUM_EARLIER)
+    )
+    seen = [coverage_of(store, row["id"]) for row in reversed(newest)]
     shares = [coverage.choice_share for coverage in seen if coverage.num_steps >= MIN_STEPS]
     return min(MAX_TEMPERATURE, config.hot_temperature * factor(shares, config.target_choice_share))
 

@@ -32,7 +32,6 @@ from nightschool_server.store.store import Store
 from nightschool_learner import records
 from nightschool_learner.curriculum import write_families
 from nightschool_learner.errors import CycleCancelledError, NothingToLearnError, ServerGoneError
-from nightschool_learner.readiness import check_ready
 from nightschool_learner.records import CycleRow
 from nightschool_learner.report import files as report
 from nightschool_learner.sampling import connect
@@ -151,6 +150,9 @@ class Learner:
             return "failed", f"{type(error).__name__}: {error}"
 
     async def _run_stages(self, cycle: Cycle) -> tuple[str, str]:
+        # Like the stages: they bring more than an idle learner needs.
+        from nightschool_learner.readiness import check_ready
+
         states = records.stage_states(self.store, cycle.id)
         if ending := await check_ready(cycle):
             return ending.state, ending.outcome

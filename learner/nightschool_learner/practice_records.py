@@ -23,6 +23,8 @@ from nightschool_learner.critique import Choice
 
 REFUSED = "refused"
 """Failure of a candidate that calls a tool which practice may not run: no fact against it, but no way on."""
+BUDGET = "budget"
+"""How a rollout ends whose next step the cycle's budget does not allow."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -334,3 +336,9 @@ async def test_a_cycle_takes_the_seed_that_it_is_given_and_another_one_each_time
     drawn = [await house.run_until_ended(house.queue()) for _ in range(2)]
     assert given["seed"] == 4711
     assert len({row["seed"] for row in drawn}) == 2
+
+
+def test_an_idle_learner_has_imported_nothing_that_only_cycles_need() -> None:
+    code = "import sys, nightschool_learner.main; print(*sorted(sys.modules))"
+    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "numpy", "nightschool_learner.explore", "nightschool_learner.readiness"} & set(modules)

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from nightschool_server.config.roles import EndpointConfig, Positive, RoleConfig, RoleSection, Share
+from nightschool_server.config.roles import EndpointConfig, Positive, RoleConfig, RoleSection, Share, require_named
 
 Temperature = Annotated[float, Field(ge=0, le=4)]
 
@@ -31,8 +31,7 @@ class EmbedderConfig(RoleSection):
 
     @model_validator(mode="after")
     def _endpoint_is_named(self) -> Self:
-        if self.kind == "endpoint" and not (self.endpoint.base_url and self.endpoint.model):
-            raise ValueError("kind = 'endpoint' needs endpoint.base_url and endpoint.model")
+        require_named(self.kind, self.endpoint)
         return self
 
 

@@ -52,6 +52,12 @@ class EndpointConfig(RoleSection):
     """Whether the endpoint gives the odds of tokens; a critic then reads its margin from them."""
 
 
+def require_named(kind: str, endpoint: EndpointConfig) -> None:
+    """Raise ValueError where an endpoint is to play and is not named."""
+    if kind == "endpoint" and not (endpoint.base_url and endpoint.model):
+        raise ValueError("kind = 'endpoint' needs endpoint.base_url and endpoint.model")
+
+
 class RoleConfig(RoleSection):
     """Who plays a role."""
 
@@ -63,8 +69,7 @@ class RoleConfig(RoleSection):
 
     @model_validator(mode="after")
     def _endpoint_is_named(self) -> Self:
-        if self.kind == "endpoint" and not (self.endpoint.base_url and self.endpoint.model):
-            raise ValueError("kind = 'endpoint' needs endpoint.base_url and endpoint.model")
+        require_named(self.kind, self.endpoint)
         return self
 
 
