@@ -11,6 +11,7 @@ import hashlib
 import re
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from nightschool_server import chat
@@ -24,6 +25,7 @@ from nightschool_server.errors import ContextOverflowError
 from nightschool_server.file_names import media_type_of
 from nightschool_server.tools.placing import PlacedFile, place_files
 from nightschool_server.tools.state import ToolState
+from nightschool_server.uninterrupted import obtained
 
 from nightschool_learner.comparison import ANSWERED
 from nightschool_learner.evaluation_results import GREEDY, TaskResult
@@ -69,7 +71,8 @@ class Examiner:
     async def examine(self, task: EvaluationTask, adapter: str, draw: int) -> TaskResult:
         """One draw of one held-out task on one adapter."""
         images, files = await asyncio.to_thread(lambda: (read_images(task), read_files(task)))
-        state = await asyncio.to_thread(place_files, ToolState.initial(self.cycle.app, self.root), files)
+        begun = ToolState.initial(self.cycle.app, self.root)
+        state = await obtained(partial(place_files, begun, files), ToolState.discard)
         asked = chat.user(task.prompt, list(images), [one.file for one in files])
         head = (chat.system(self.cycle.app.system_prompt), asked)
         messages, limits = self.action_format.begin(head, self.tools.tools), task_limits(self.cycle)

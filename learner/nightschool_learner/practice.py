@@ -25,6 +25,7 @@ from nightschool_server.ids import new_id
 from nightschool_server.store.request_rows import media_type_of
 from nightschool_server.store.store import Store
 from nightschool_server.tools.state import ToolState
+from nightschool_server.uninterrupted import obtained
 
 from nightschool_learner import practice_records, seed_records
 from nightschool_learner.actions import Action, merge
@@ -270,4 +271,4 @@ def _candidate(step_id: str, position: int, action: Action, execution: Execution
 
 async def _fork(state: ToolState) -> ToolState:
     # Copying files is slow enough to hold up every other rollout.
-    return state.fork() if state.workspace is None else await asyncio.to_thread(state.fork)
+    return state.fork() if state.workspace is None else await obtained(state.fork, ToolState.discard)

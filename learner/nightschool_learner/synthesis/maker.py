@@ -16,6 +16,7 @@ import os
 import stat
 import tempfile
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from nightschool_server.agent.code import CODE_HINT, CodeFormat
@@ -27,6 +28,7 @@ from nightschool_server.file_names import media_type_of
 from nightschool_server.sandbox.folder import remove
 from nightschool_server.sandbox.sandbox import CodeStep, Sandbox
 from nightschool_server.store.store import Store
+from nightschool_server.uninterrupted import obtained
 
 from nightschool_learner.errors import EndpointError
 from nightschool_learner.prompts import as_data, shorten
@@ -118,7 +120,7 @@ class FileMaker:
 
     async def _run(self, code: str, name: str) -> tuple[bytes, str]:
         """What the program left under that name, or what is wrong."""
-        root = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="making-", dir=self.folder))
+        root = Path(await obtained(partial(tempfile.mkdtemp, prefix="making-", dir=self.folder), os.rmdir))
         workspace = root / "workspace"
         try:
             workspace.mkdir(mode=0o700)

@@ -12,8 +12,10 @@ import asyncio
 import csv
 import io
 import math
+import os
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from nightschool_server.image_check import check_image
 from nightschool_server.sandbox.folder import remove
 from nightschool_server.sandbox.sandbox import CodeStep, Reply, Sandbox
 from nightschool_server.store.store import Store
+from nightschool_server.uninterrupted import obtained
 
 from nightschool_learner.errors import StageFailedError
 from nightschool_learner.synthesis.plan import type_of
@@ -139,7 +142,7 @@ class FileReader:
         return "" if b"\0" in plain else plain.decode("utf-8", "replace")[:max_chars].strip()
 
     async def _read_inside(self, sandbox: Sandbox, type_: str, data: bytes, max_chars: int) -> Reading:
-        root = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="reading-", dir=self.folder))
+        root = Path(await obtained(partial(tempfile.mkdtemp, prefix="reading-", dir=self.folder), os.rmdir))
         workspace = root / "workspace"
         name = f"file.{type_}"
         try:

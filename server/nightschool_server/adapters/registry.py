@@ -18,10 +18,10 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import partial
 
 from nightschool_server.adapters import folder as adapter_folder
 from nightschool_server.adapters import recovery as adapter_recovery
@@ -40,12 +40,12 @@ from nightschool_server.errors import (
 )
 from nightschool_server.home import Home
 from nightschool_server.store.store import Row, Store
+from nightschool_server.uninterrupted import obtained, uninterrupted
 
 __all__ = ["PROVEN", "AdapterRegistry", "AdapterView", "Lease", "RouteChange", "Source"]
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
 
 SWEEP_EVERY_S = 30.0
 """How often idle sessions end and the others are written."""
@@ -154,7 +154,8 @@ class AdapterRegistry:
         parent = parent or BASE
         if parent != BASE and adapter_rows.get_record(self._store, parent) is None:
             raise UnknownAdapterError(parent)
-        staged = await asyncio.to_thread(adapter_folder.stage, self._home, source, self._max_folder_bytes)
+        stage = partial(adapter_folder.stage, self._home, source, self._max_folder_bytes)
+        staged = await obtained(stage, adapter_folder.discard)
         try:
             async with self._importing:
                 known = adapter_rows.find_by_digest(self._store, staged.digest)
@@ -162,7 +163,7 @@ class AdapterRegistry:
                     return self._view(known)
                 return await self._take_in(staged, parent, actor, reason)
         finally:
-            await asyncio.to_thread(adapter_folder.discard, staged)
+            await uninterrupted(asyncio.to_thread(adapter_folder.discard, staged))
 
     async def promote(self, name: str, actor: str, reason: str, *, force: bool = False) -> RouteChange:
         """Make `name` the active adapter: the next request gets it.
@@ -284,7 +285,7 @@ class AdapterRegistry:
             "cycle_id": staged.provenance.get("cycle_id"),
             "created_at": self._now(),
         }
-        name = await _finished(asyncio.to_thread(self._publish, staged, last + 1, facts, (actor, reason)))
+        name = await uninterrupted(asyncio.to_thread(self._publish, staged, last + 1, facts, (actor, reason)))
         await self._loaded.ensure(name, may_exceed=True)
         return self.get(name)
 
@@ -342,7 +343,7 @@ class AdapterRegistry:
         )
 
     async def _move(self, new: Route, entries: Sequence[Entry], began: float) -> RouteChange:
-        await _finished(self._commit(Move(self._router.current, new, entries, self._router.sessions.rows())))
+        await uninterrupted(self._commit(Move(self._router.current, new, entries, self._router.sessions.rows())))
         log.info("event=route_moved active=%s previous=%s", new.active, new.previous)
         return self._change_since(began)
 
@@ -373,16 +374,6 @@ class AdapterRegistry:
             num_leases=self._router.num_leases(record.name),
             loaded=record.name in self._loaded,
         )
-
-
-async def _finished(work: Coroutine[Any, Any, T]) -> T:
-    """Its result; a caller that is cancelled meanwhile still waits for its end, so that memory and disk agree."""
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait({task})
-        raise
 
 
 def _sequences(home: Home) -> list[int]:

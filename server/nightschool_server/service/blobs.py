@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncGenerator, AsyncIterator
+from functools import partial
 
 from nightschool_proto.v1 import agent_pb2
 
@@ -18,6 +19,7 @@ from nightschool_server.file_names import DEFAULT_MEDIA_TYPE
 from nightschool_server.store import held
 from nightschool_server.store.held import IncomingBlob
 from nightschool_server.store.store import Store
+from nightschool_server.uninterrupted import obtained, uninterrupted
 
 MAX_CHUNK_BYTES = 4 * 2**20
 DOWNLOAD_CHUNK_BYTES = 2**20
@@ -34,15 +36,15 @@ async def upload(store: Store, config: AgentConfig, requests: Requests, caller: 
         raise InvalidRequestError("start", "start is missing: send it as the first message")
     start = first.start
     await asyncio.to_thread(_check_start, store, config, start, caller)
-    blob = await asyncio.to_thread(IncomingBlob, store)
+    blob = await obtained(partial(IncomingBlob, store), IncomingBlob.close)
     try:
         async for request in requests:
             _check_chunk(request, start, blob)
-            await asyncio.to_thread(blob.write, request.chunk)
+            await uninterrupted(asyncio.to_thread(blob.write, request.chunk))
         _check_end(start, blob)
-        sha256 = await asyncio.to_thread(blob.keep, caller.name, DEFAULT_MEDIA_TYPE)
+        sha256 = await uninterrupted(asyncio.to_thread(blob.keep, caller.name, DEFAULT_MEDIA_TYPE))
     finally:
-        await asyncio.to_thread(blob.close)
+        await uninterrupted(asyncio.to_thread(blob.close))
     return agent_pb2.UploadBlobResponse(sha256=sha256, size_bytes=blob.size_bytes)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -26,6 +27,7 @@ from nightschool_server.store.store import Store
 from nightschool_server.tools.placing import PlacedFile, place_files
 from nightschool_server.tools.returned import ReturnedFile
 from nightschool_server.tools.state import ToolState
+from nightschool_server.uninterrupted import obtained
 
 
 class TaskFiles:
@@ -55,7 +57,7 @@ class TaskFiles:
 
     async def place(self, state: ToolState) -> ToolState:
         """The state with the task's files in its workspace."""
-        return await asyncio.to_thread(place_files, state, self._placed) if self._placed else state
+        return await obtained(partial(place_files, state, self._placed), ToolState.discard) if self._placed else state
 
     async def take(self, files: Sequence[ReturnedFile]) -> None:
         """Take over what a tool gave back, before the caller is told of it."""
