@@ -78,8 +78,9 @@ def give(what: str, context: ToolContext) -> Any:
     """Give back what should not be given."""
     match what:
         case "outside":
-            Path("/tmp").joinpath(f"outside-{os.getpid()}").write_text("made elsewhere")
-            return ToolFile(f"/tmp/outside-{os.getpid()}", name="outside.txt")
+            outside = context.workspace.parent / "outside.txt"
+            outside.write_text("made elsewhere")
+            return ToolFile(outside)
         case "missing":
             return ToolFile("missing.txt")
         case "folder":
@@ -94,6 +95,10 @@ def give(what: str, context: ToolContext) -> Any:
         case "large":
             Path("large").write_bytes(bytes(3_000_000))
             return ToolFile("large")
+        case "huge":
+            with Path("huge").open("wb") as file:
+                file.truncate(2**26)
+            return ToolFile("huge")
         case "nothing of use":
             return ToolImage(7)
     raise ValueError(f"there is no {what!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 from collections.abc import AsyncIterator
@@ -13,7 +14,7 @@ from nightschool_server.app import load_app
 from nightschool_server.chat import ToolCall
 from nightschool_server.image_check import check_image
 from nightschool_server.tools.content import OUTBOX_PREFIX
-from nightschool_server.tools.returned import ReturnLimits, take_returned
+from nightschool_server.tools.returned import RETURNED_FOLDER, ReturnLimits, take_returned
 from nightschool_server.tools.state import ToolState
 from nightschool_server.tools.workers import CallLimits, ToolOutcome, ToolWorkers
 
@@ -101,6 +102,24 @@ async def test_what_breaks_a_rule_is_an_error_that_says_which(
     assert (outcome.failure, dict(outcome.images), outcome.files) == ("execution", {}, ())
     assert outcome.content.startswith(f"error: {says}")
     assert not [name for name in left_in(outcome) if name.startswith(OUTBOX_PREFIX)]
+
+
+async def test_a_call_that_is_cancelled_while_its_file_is_copied_leaves_no_copying_behind(state: ToolState) -> None:
+    limits, copies = CallLimits(returned=ReturnLimits(max_file_bytes=2**30)), state.root / RETURNED_FOLDER
+
+    async def begun() -> asyncio.Task[ToolOutcome]:
+        call = asyncio.create_task(workers.run("give", {"what": "huge"}, state))
+        while not call.done() and not any(copies.glob(".*")):  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        return call
+
+    async with await ToolWorkers.start(APP, 1, limits=limits) as workers:
+        while not (call := await begun()).cancel():  # It was copied before anyone looked.
+            call.result().state.discard()
+        await asyncio.wait({call})
+        assert call.cancelled()
+        assert [path.name for path in state.root.iterdir()] == [RETURNED_FOLDER]
+        assert not any(copies.glob(".*"))
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from nightschool_server.errors import FailedPreconditionError
 from nightschool_server.tools.returned import Contents, ReturnedFile, ReturnLimits, take_returned
 from nightschool_server.tools.state import ToolState
 from nightschool_server.tools.worker import ToolWorker
+from nightschool_server.uninterrupted import uninterrupted
 
 logger = logging.getLogger(__name__)
 
@@ -159,7 +160,9 @@ class ToolWorkers:
     ) -> tuple[dict[str, Any], Contents]:
         """The images and files that a call gave back, and what the model reads of them."""
         try:
-            contents = await asyncio.to_thread(take_returned, returned, workspace, root, self._limits.returned)
+            # To its end: a cancelled call's workspace is removed, and no thread may write behind that.
+            taking = asyncio.to_thread(take_returned, returned, workspace, root, self._limits.returned)
+            contents = await uninterrupted(taking)
         except (ValueError, OSError) as fault:
             return {"failure": "execution", "content": f"error: {fault}"}, _NOTHING
         return {**reply, "content": contents.describe(reply["content"])}, contents
@@ -177,6 +180,7 @@ class _Seat:
 
     process: ToolWorker
     spare: Path | None = None
+    stopped: bool = False
 
     def workspace(self, state: ToolState) -> Path:
         """An empty folder under `state.root`."""
@@ -193,12 +197,16 @@ class _Seat:
             workspace.unlink(missing_ok=True)
             return replace(before, workspace=None)
         if before.workspace is None and not os.listdir(workspace):
-            self.spare = workspace
+            if self.stopped:  # Under this very call: nobody comes for the folder any more.
+                workspace.rmdir()
+            else:
+                self.spare = workspace
             return before
         return replace(before, workspace=workspace)
 
     async def stop(self) -> None:
         """End the process and remove the folder."""
+        self.stopped = True
         await self.process.stop()
         if self.spare is not None:
             shutil.rmtree(self.spare, ignore_errors=True)
