@@ -38,6 +38,11 @@ class Escape:
     """Pattern of the whole observation."""
     code: str
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether its time is what ends it."""
+        return "CPU time" in self.held
+
 
 def read_escapes() -> list[Escape]:
     """The blocks of the file, in their order."""

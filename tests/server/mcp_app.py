@@ -11,18 +11,23 @@ from nightschool_server.app import App, McpServer, tool
 PROBE = [sys.executable, "-S", str(Path(__file__).with_name("mcp_probe.py"))]
 
 
-@tool(effect="read_only", timeout_s=0.5)
+@tool(effect="read_only")
 def crash(how: str) -> str:
     """End in the way that is asked for.
 
     Args:
-        how: exit, hang, or what to say.
+        how: exit, or what to say.
     """
     if how == "exit":
         os._exit(1)
-    while how == "hang":
-        pass
     return how
+
+
+@tool(effect="read_only", timeout_s=0.5)
+def hang() -> str:
+    """Never end."""
+    while True:
+        pass
 
 
 def pretend_to_send(text: str) -> str:
@@ -33,7 +38,7 @@ def pretend_to_send(text: str) -> str:
 app = App(
     name="probes",
     system_prompt="You probe.",
-    tools=[crash],
+    tools=[crash, hang],
     mcp=[
         McpServer(
             "probe",
@@ -43,5 +48,5 @@ app = App(
         )
     ],
     tool_order=["probe.echo", "ask", "crash"],
-    tool_timeout_s=10,
+    tool_timeout_s=60,
 )

@@ -28,7 +28,7 @@ from tests.server.test_agent import Script
 
 APP_REF = "tests.server.code_app:app"
 APP = load_app(APP_REF)
-CONFIG = AgentConfig(action_format="code", max_output_chars=500, code=CodeConfig(timeout_s=20))
+CONFIG = AgentConfig(action_format="code", max_output_chars=500, code=CodeConfig(timeout_s=60))
 
 
 def block(code: str) -> str:

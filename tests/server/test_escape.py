@@ -1,7 +1,8 @@
 """Hostile code against the sandbox: every attempt is held, the server is unharmed and nothing of it is left.
 
 The world around has what is worth stealing or harming: a home with a token, a secret in the server's environment,
-sockets that listen, a process. The limits are small, so that the attempts which run into them take little time.
+sockets that listen, a process. The limits are small, so that the attempts which run into them take little time; those
+in time hold for these attempts alone, because on a busy machine the others need more.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ from tests.server.leaks import no_leaks
 from tests.server.sandboxes import needs_sandbox
 
 SECRET = "the-token-of-the-server"
-LIMITS = CodeConfig(timeout_s=4, cpu_s=1, memory_bytes=256 * MIB, disk_bytes=8 * MIB, max_files=200)
+LIMITS = CodeConfig(timeout_s=60, cpu_s=10, memory_bytes=256 * MIB, disk_bytes=8 * MIB, max_files=200)
+BRIEF = LIMITS.model_copy(update={"timeout_s": 4.0, "cpu_s": 1})
+"""For what goes on until it is killed."""
 MAX_CALLS = 50
 
 pytestmark = needs_sandbox
@@ -68,6 +71,19 @@ class World:
                 listener.recv(1) if listener.type == socket.SOCK_DGRAM else listener.accept()
 
 
+def tcp_and_udp() -> tuple[socket.socket, socket.socket]:
+    """Two sockets of one number, which must be free for both."""
+    while True:
+        tcp, udp = socket.create_server(("127.0.0.1", 0)), socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        try:
+            udp.bind(tcp.getsockname())
+        except OSError:
+            tcp.close()
+            udp.close()
+        else:
+            return tcp, udp
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("world")
@@ -76,9 +92,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     token = home / "token"
     token.write_text(SECRET)
     os.environ["NIGHTSCHOOL_TEST_SECRET"] = SECRET
-    port = socket.create_server(("127.0.0.1", 0))
-    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    udp.bind(("127.0.0.1", port.getsockname()[1]))
+    port, udp = tcp_and_udp()
     path, abstract = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
     path.bind(str(folder / "socket"))
     abstract.bind(f"\0nightschool-{os.getpid()}")
@@ -100,16 +114,16 @@ class Attempts:
     """Runs attempts on a workspace, with one tool to call."""
 
     def __init__(self, root: Path, *, unsafe: bool = False) -> None:
-        self.sandbox = Sandbox(LIMITS, unsafe=unsafe)
+        self._unsafe = unsafe
         self.state = ToolState("{}", root)
         root.mkdir()
         self.workspace = self.state.make_workspace()
         self._num_calls = 0
 
-    async def run(self, code: str, variables: bytes = b"") -> CodeResult:
+    async def run(self, code: str, variables: bytes = b"", limits: CodeConfig = LIMITS) -> CodeResult:
         """Run `code`; what became of it."""
         step = CodeStep(code, [Function("offered", "offered", ())], variables, self.workspace, 300)
-        return await self.sandbox.run(step, self._answer, LIMITS.timeout_s)
+        return await Sandbox(limits, unsafe=self._unsafe).run(step, self._answer, limits.timeout_s)
 
     async def _answer(self, name: str, arguments: Any) -> Reply | None:
         self._num_calls += 1
@@ -140,7 +154,8 @@ class Attempts:
 async def test_hostile_code_is_held(escape: Escape, world: World, tmp_path: Path) -> None:
     async with no_leaks(tmp_path):
         attempts = Attempts(tmp_path / "root")
-        result = await attempts.run(PREAMBLE + world.named(escape.code))
+        limits = BRIEF if escape.goes_on else LIMITS
+        result = await attempts.run(PREAMBLE + world.named(escape.code), limits=limits)
         seen = observation(CodeResult(**{**vars(result), "lost": {}}), 1000)
         assert re.fullmatch(escape.held, seen, re.DOTALL), seen
         assert SECRET not in seen
@@ -197,7 +212,7 @@ async def test_a_bomb_among_the_variables_goes_off_inside(reduce: str, seen: str
     attempts = Attempts(tmp_path / "root")
     armed = await attempts.run(world.named(f"class Bomb:\n    def __reduce__(self): return {reduce}\nbomb = Bomb()"))
     assert armed.variables, "the server keeps them as they are"
-    result = await attempts.run("print('fresh')", armed.variables)
+    result = await attempts.run("print('fresh')", armed.variables, BRIEF if "CPU time" in seen else LIMITS)
     assert re.fullmatch(seen, observation(result, 1000), re.DOTALL), observation(result, 1000)
     world.check()
 
@@ -224,7 +239,7 @@ async def test_hostile_steps_at_once_do_not_hold_up_the_server(world: World, tmp
     going = asyncio.create_task(go_round())
     codes = ["while True: pass", "x = []\nwhile True: x.append(bytearray(2 ** 20))", "while True: print('x' * 10 ** 6)",
              "while True:\n    try: offered()\n    except ToolError: pass"]  # fmt: skip
-    results = await asyncio.gather(*(one.run(code) for one, code in zip(attempts, codes, strict=True)))
+    results = await asyncio.gather(*(one.run(code, limits=BRIEF) for one, code in zip(attempts, codes, strict=True)))
     going.cancel()
     assert [bool(result.failure) for result in results] == [True] * 4
     assert rounds > 100

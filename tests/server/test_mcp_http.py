@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -59,6 +60,15 @@ def running(*command: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
             process.kill()
 
 
+@pytest.fixture
+def held_port() -> Iterator[int]:
+    """A port for a server that is started again: bound here without listening, so that nobody else is given it."""
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # As the server's own has, which may then bind it.
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]
+
+
 def probe(port: int = 0) -> list[str]:
     return ["-S", str(Path(mcp_probe.__file__)), "--http", str(port)]
 
@@ -74,7 +84,7 @@ def token(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def app_of(port: int) -> App:
-    return App("web", "", mcp=[McpServer("web", url=f"http://127.0.0.1:{port}/mcp", headers=HEADERS, timeout_s=5)])
+    return App("web", "", mcp=[McpServer("web", url=f"http://127.0.0.1:{port}/mcp", headers=HEADERS, timeout_s=60)])
 
 
 async def call(tools: Toolbox, state: ToolState, name: str, **arguments: object) -> ToolOutcome:
@@ -89,7 +99,7 @@ def sdk_port() -> Iterator[int]:
 
 @pytest.fixture
 async def sums(sdk_port: int) -> AsyncIterator[Toolbox]:
-    server = McpServer("web", url=f"http://127.0.0.1:{sdk_port}/mcp", timeout_s=0.5)
+    server = McpServer("web", url=f"http://127.0.0.1:{sdk_port}/mcp", timeout_s=60)
     async with open_tools(App("web", "", mcp=[server]), "no:app") as tools:
         yield tools
 
@@ -103,7 +113,8 @@ async def test_the_sdks_own_server_is_called_over_http(sums: Toolbox, state: Too
 
 
 async def test_a_call_that_hangs_over_http_costs_itself_alone(sums: Toolbox, state: ToolState) -> None:
-    hanging = asyncio.create_task(call(sums, state, "hang"))
+    hang = ToolCall("call_0", "web.hang", "{}")
+    hanging = asyncio.create_task(sums.run(hang, state, max_s=0.5))
     cancelled = asyncio.create_task(call(sums, state, "hang"))
     assert (await call(sums, state, "add", a=1, b=1)).content == "2"
     cancelled.cancel()
@@ -114,8 +125,8 @@ async def test_a_call_that_hangs_over_http_costs_itself_alone(sums: Toolbox, sta
     assert (await call(sums, state, "add", a=1, b=2)).content == "3"
 
 
-async def test_a_server_that_comes_back_is_reached_again(state: ToolState) -> None:
-    with running(*probe()) as (process, port):
+async def test_a_server_that_comes_back_is_reached_again(state: ToolState, held_port: int) -> None:
+    with running(*probe(held_port)) as (process, port):
         async with open_tools(app_of(port), "no:app") as tools:
             assert (await call(tools, state, "echo", text="here")).content == "here"
             process.kill()
@@ -129,8 +140,8 @@ async def test_a_server_that_comes_back_is_reached_again(state: ToolState) -> No
                 assert done.content == str(again.pid)
 
 
-async def test_a_server_that_has_forgotten_the_session_is_asked_for_another(state: ToolState) -> None:
-    with running(*probe()) as (process, port):
+async def test_a_server_that_has_forgotten_the_session_is_asked_for_another(state: ToolState, held_port: int) -> None:
+    with running(*probe(held_port)) as (process, port):
         async with open_tools(app_of(port), "no:app") as tools:
             assert (await call(tools, state, "pid")).content == str(process.pid)
             process.kill()

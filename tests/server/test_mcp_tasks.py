@@ -98,11 +98,11 @@ async def test_a_task_uses_the_three_kinds_of_tools_and_streams_its_events_in_or
     assert events[-1].finished.answer == "done."
     names = [spec.name for spec in world.requests[0].prompt.tools]
     assert names[:3] == ["probe.echo", "ask", "crash"], "the application's order holds for the client's tool too"
-    assert len(names) == 8
+    assert len(names) == 9
 
 
 async def test_a_task_outlives_a_crash_a_hang_and_the_death_of_an_mcp_server(world: World, wire: Stubs) -> None:
-    crash, hang = write_call("crash", {"how": "exit"}), write_call("crash", {"how": "hang"})
+    crash, hang = write_call("crash", {"how": "exit"}), write_call("hang", {})
     events = await run(world, wire, crash, hang, write_call("probe.kill", {}), write_call("probe.echo", {"text": "a"}))
     assert [result.content for result in results(events)] == [
         "error: the tool's process ended with exit code 1",

@@ -27,8 +27,9 @@ logger = logging.getLogger(__name__)
 MAX_PAGES = 100
 """Of a list of tools; a server that goes on is broken."""
 PING_TIMEOUT_S = 2.0
-LAST_WORD_S = 1.0
-"""How long the end of a server's process is waited for, once its pipe has closed."""
+LAST_WORD_S = 5.0
+"""How long the end of a server's process is waited for, once its pipe has closed; on a busy machine it is slow to be
+told."""
 
 
 class ServerEndedError(Exception):

@@ -31,8 +31,8 @@ logger = logging.getLogger(__name__)
 MAX_OPEN_FILES = 64
 WATCH_S = 0.1
 """How often the folders are measured while code runs."""
-EXIT_S = 1.0
-"""How long a process that has closed its socket may take to end."""
+EXIT_S = 5.0
+"""How long a process that has closed its socket may take to end: on a busy machine its end is slow to be told."""
 MAX_LOST = 20
 """Variables that are named as not kept."""
 MAX_UNSAFE_PROCESSES = 64
