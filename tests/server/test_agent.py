@@ -200,7 +200,7 @@ async def test_tokens_of_all_steps_are_limited(run: Run) -> None:
 
 async def test_time_is_limited_and_the_running_tool_is_killed(run: Run, tmp_path: Path, state: ToolState) -> None:
     fifo = make_fifo(tmp_path)
-    episode = run(Script([ADD, write_call("hang", {"fifo": str(fifo)})]), Limits(max_time_s=3))
+    episode = run(Script([ADD, write_call("hang", {"fifo": str(fifo)})]), Limits(max_time_s=5))
     pids = await read_pids(fifo)
     result = await episode
     assert (result.outcome, result.num_steps) == ("max_time", 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -47,12 +47,15 @@ def holding() -> Generator[tuple[BaseProcess, psutil.Process], None, None]:
     finally:
         process.kill()
         process.join()
-        if worker.is_running():
+        with suppress(psutil.NoSuchProcess):
             worker.kill()
 
 
 def gone(process: psutil.Process) -> bool:
-    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:  # Reaped between the two questions.
+        return True
 
 
 def test_the_end_returns_once_what_was_killed_is_gone() -> None:

@@ -117,7 +117,7 @@ async def test_requests_flow_while_an_adapter_is_being_promoted(world: World) ->
     assert name not in world.engine.effects
     world.engine.gate.clear()
     promotion = asyncio.create_task(world.registry.promote(name, "learner", ""))
-    await asyncio.wait_for(world.engine.loading.wait(), 30)
+    await asyncio.wait_for(world.engine.loading.wait(), 60)
     assert await world.served_by() == "base"
     world.engine.gate.set()
     assert (await promotion).active == name
@@ -129,7 +129,7 @@ async def test_many_requests_for_an_adapter_load_it_once(world: World) -> None:
     await world.restart()
     world.engine.gate.clear()
     asked = [asyncio.create_task(world.served_by(pin=name, unproven=True)) for _ in range(5)]
-    await asyncio.wait_for(world.engine.loading.wait(), 30)
+    await asyncio.wait_for(world.engine.loading.wait(), 60)
     asked[0].cancel()
     await asyncio.gather(asked[0], return_exceptions=True)
     world.engine.gate.set()

@@ -113,11 +113,11 @@ async def test_a_full_queue_drops_the_line_and_counts_it_and_holds_nobody_up(sto
     def hold() -> None:
         with store.transaction():
             inside.set()
-            leave.wait(30)
+            leave.wait(60)
 
     holder = threading.Thread(target=hold)
     holder.start()
-    inside.wait(30)
+    inside.wait(60)
     # The writer waits for the lock with at most one full queue in hand, and a second one waits for the writer.
     offered = [log.offer(record(f"r{number}")) for number in range(20)]
     assert offered[:4] == [True] * 4
@@ -127,7 +127,7 @@ async def test_a_full_queue_drops_the_line_and_counts_it_and_holds_nobody_up(sto
     assert log.counts().num_dropped == offered.count(False)
     leave.set()
     await waiting
-    holder.join(30)
+    holder.join(60)
     assert ids(store) == [f"r{number}" for number, kept in enumerate(offered) if kept] + ["durable"]
 
 

@@ -47,7 +47,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     async def start() -> ScriptedEngine:
         return engine
 
-    settings = {"agent.app": APP, "agent.max_task_s": "20"}
+    settings = {"agent.app": APP, "agent.max_task_s": "120"}
     with server_thread(tmp_path_factory.mktemp("tasks") / "home", settings, start) as server:
         yield World(server, engine)
 

@@ -170,18 +170,18 @@ def test_threads_write_one_after_the_other_and_read_meanwhile(store: Store) -> N
         with store.transaction() as db:
             db.execute("INSERT INTO events (at, actor, action, subject, reason) VALUES (1, 'a', 'b', 'first', '')")
             inside.set()
-            leave.wait(30)
+            leave.wait(60)
 
     holder = threading.Thread(target=hold)
     holder.start()
-    inside.wait(30)
+    inside.wait(60)
     waiters = [threading.Thread(target=note, args=(store, f"later {i}")) for i in range(8)]
     for waiter in waiters:
         waiter.start()
     assert subjects(store) == []
     leave.set()
     for thread in (holder, *waiters):
-        thread.join(30)
+        thread.join(60)
     assert subjects(store)[0] == "first"
     assert len(subjects(store)) == 9
 
@@ -277,5 +277,5 @@ def test_connections_of_threads_that_ended_are_closed(store: Store) -> None:
     for _ in range(5):
         thread = threading.Thread(target=subjects, args=(store,))
         thread.start()
-        thread.join(30)
+        thread.join(60)
     assert len(store._connections) <= 2

@@ -14,7 +14,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -176,8 +176,9 @@ class Store:
         before = time.time() - older_than_s
         num_deleted = self._delete_unused("created_at < ?", before)
         for path in self.home.blobs.glob(f"*/{TEMPORARY_PREFIX}*"):
-            if path.stat().st_mtime < before:
-                path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # Whoever writes it may be done with it meanwhile.
+                if path.stat().st_mtime < before:
+                    path.unlink()
         return num_deleted
 
     def _delete_unused(self, which: str, parameter: str | float) -> int:
