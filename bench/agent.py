@@ -2,8 +2,7 @@
 
     python bench/agent.py [--quick]
 
-Runs episodes of a scripted model over the shop's Python functions, whose own work is next to nothing, in worker
-processes. The last line is JSON:
+Runs episodes of a scripted model over Python functions that do nothing, in worker processes. The last line is JSON:
 
 - `overhead_ms_p50`: 64 episodes at a time, each behind a model of its own that takes 0.5 to 1.5 s for a step, drawn
   from a seed: about 64 tool steps a second in all, as many as 64 streams of a served model ask for;
@@ -11,6 +10,8 @@ processes. The last line is JSON:
   call is never hidden; `overhead_paused_ms_p50`: the same behind a model of 20 ms;
 - `steps_per_s`: 64 episodes at a time behind models that take no time, which is what the workers can do at most;
 - `cpu_ms_per_step`: of this process and the workers, in that last run: it moves least with what else the machine does;
+- `shop_ms_p50`, `shop_alone_ms_p50`: the first two of the shop's functions, whose own work is some look-ups in memory
+  that their process has to copy first;
 - `four_calls_ms_p50` and `four_calls_in_order_ms_p50`: a step of four calls that change nothing, and of 10 ms each;
 - `leaked_*`: processes, file descriptors and folders of workspaces, before and after.
 """
@@ -45,11 +46,12 @@ from nightschool_server.app import App, load_app
 from nightschool_server.engine import Delta, Prompt, Sampling
 from nightschool_server.tools.state import ToolState
 
-from bench.agent_app import app as napping
+from bench.agent_app import app as nothing
 
 SHOP = "examples.shop.app:app"
-NAPPING = "bench.agent_app:app"
-STEPS = (
+NOTHING = "bench.agent_app:app"
+STEPS = tuple(write_call("look" if number % 2 else "keep", {"number": number}) for number in range(4))
+SHOP_STEPS = (
     write_call("calculator", {"expression": "1 + 2"}),
     write_call("reserve", {"item": "black bowl", "quantity": 2}),
     write_call("basket_total", {}),
@@ -102,12 +104,11 @@ class Bench:
     app: App
     tools: Toolbox
     root: Path
+    steps: Sequence[str] = STEPS
 
-    async def episode(
-        self, pause_s: Callable[[], float] = lambda: 0.0, steps: Sequence[str] = STEPS, limits: Limits = DEFAULT_LIMITS
-    ) -> list[float]:
+    async def episode(self, pause_s: Callable[[], float] = lambda: 0.0, limits: Limits = DEFAULT_LIMITS) -> list[float]:
         """Milliseconds of overhead of each tool step of one episode."""
-        script = Script(steps, pause_s)
+        script = Script(self.steps, pause_s)
         actor = TimedActor(LiveActor(script, self.tools), script)
         begun = Episode((chat.system(self.app.system_prompt), chat.user("?")), self.state(), limits)
         result = await run_episode(begun, actor)
@@ -130,11 +131,9 @@ class Bench:
 
 
 async def of_functions(bench: Bench, num_episodes: int) -> dict[str, float]:
-    """The runs over functions that take no time."""
-    await bench.in_turn(1)
-    draw, num_rounds = random.Random(7), max(1, num_episodes // NUM_CONCURRENT)
-    live = [ms for _ in range(num_rounds) for ms in await bench.together(lambda: draw.uniform(0.5, 1.5))]
-    alone = await bench.in_turn(num_episodes)
+    """The runs over functions that do nothing."""
+    live, alone = await live_and_alone(bench, num_episodes)
+    num_rounds = max(1, num_episodes // NUM_CONCURRENT)
     paused = await bench.in_turn(num_episodes // 4, lambda: 0.02)
     started, cpu_s = time.perf_counter(), cpu_of_all_s()
     most = [ms for _ in range(num_rounds) for ms in await bench.together()]
@@ -152,12 +151,31 @@ async def of_functions(bench: Bench, num_episodes: int) -> dict[str, float]:
     }
 
 
+async def live_and_alone(bench: Bench, num_episodes: int) -> tuple[list[float], list[float]]:
+    """Overheads of many episodes at a time behind models of a second, and of one after another."""
+    await bench.in_turn(1)
+    draw, num_rounds = random.Random(7), max(1, num_episodes // NUM_CONCURRENT)
+    live = [ms for _ in range(num_rounds) for ms in await bench.together(lambda: draw.uniform(0.5, 1.5))]
+    return live, await bench.in_turn(num_episodes)
+
+
+async def of_shop(bench: Bench, num_episodes: int) -> dict[str, float]:
+    """The runs over the shop's functions."""
+    live, alone = await live_and_alone(bench, num_episodes)
+    report(f"the shop's functions, {NUM_CONCURRENT} episodes at a time, each behind a model of 1 s", live)
+    report("the shop's functions, one after another", alone)
+    return {
+        "shop_ms_p50": round(statistics.median(live), 3),
+        "shop_alone_ms_p50": round(statistics.median(alone), 3),
+    }
+
+
 async def of_naps(bench: Bench, num_episodes: int) -> dict[str, float]:
     """The runs over a function that takes 10 ms, four calls a step."""
     found = {}
     for name, width in (("four_calls_ms_p50", 4), ("four_calls_in_order_ms_p50", 1)):
         limits = Limits(max_parallel_calls=width)
-        steps = [ms for _ in range(num_episodes // 20) for ms in await bench.episode(steps=NAPS, limits=limits)]
+        steps = [ms for _ in range(num_episodes // 20) for ms in await bench.episode(limits=limits)]
         report(f"four calls of 10 ms, at most {width} side by side", steps)
         found[name] = round(statistics.median(steps), 3)
     return found
@@ -172,11 +190,13 @@ async def main(num_episodes: int, num_workers: int) -> None:
         root = Path(folder)
         before = len(me.children(recursive=True)), me.num_fds()
         started = time.perf_counter()
-        async with open_tools(shop, SHOP, num_workers=num_workers) as tools:
+        async with open_tools(nothing, NOTHING, num_workers=num_workers) as tools:
             print(f"{num_workers} workers started in {1000 * (time.perf_counter() - started):.0f} ms")
-            result |= await of_functions(Bench(shop, tools, root), num_episodes)
-        async with open_tools(napping, NAPPING, num_workers=4) as tools:
-            result |= await of_naps(Bench(napping, tools, root), num_episodes)
+            result |= await of_functions(Bench(nothing, tools, root), num_episodes)
+        async with open_tools(shop, SHOP, num_workers=num_workers) as tools:
+            result |= await of_shop(Bench(shop, tools, root, SHOP_STEPS), num_episodes)
+        async with open_tools(nothing, NOTHING, num_workers=4) as tools:
+            result |= await of_naps(Bench(nothing, tools, root, NAPS), num_episodes)
         left = len(os.listdir(root))
         after = len(me.children(recursive=True)), me.num_fds()
     leaked = {

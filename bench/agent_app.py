@@ -1,10 +1,10 @@
-"""An application for `bench/agent.py`: a function that takes time and changes nothing."""
+"""An application for `bench/agent.py`: functions that do nothing, and one that takes time."""
 
 from __future__ import annotations
 
 import time
 
-from nightschool_server.app import App, tool
+from nightschool_server.app import App, ToolContext, tool
 
 
 @tool(effect="read_only")
@@ -14,4 +14,17 @@ def nap(ms: int) -> str:
     return "woke"
 
 
-app = App("napping", "Nap.", [nap])
+@tool(effect="read_only")
+def look(number: int) -> int:
+    """Give the number back."""
+    return number
+
+
+@tool(effect="workspace")
+def keep(number: int, context: ToolContext) -> int:
+    """Keep the number."""
+    context.state["number"] = number
+    return number
+
+
+app = App("nothing", "Do nothing.", [look, keep, nap])

@@ -216,7 +216,7 @@ def report(arguments: argparse.Namespace, found: dict[str, list[Round]]) -> None
     print("| " + " | ".join(heads) + " |")
     print("|---" * len(heads) + "|")
     by_way: dict[str, Any] = {}
-    for way, rounds in found.items():
+    for way, rounds in ((way, rounds) for way, rounds in found.items() if rounds):
         idle = [live for one in rounds for live in one.idle]
         _row(way, "idle", idle, "")
         stages = {}

@@ -8,7 +8,6 @@ what it is held against, so that small losses of many rounds add up.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 import nightschool
 from nightschool_server.chat import canonical_json
 
+from nightschool_learner.parallel import together
 from nightschool_learner.sampling import CALL_TIMEOUT_S, patiently
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ async def _scores(cycle: Cycle, adapter: str) -> list[nightschool.Scores]:
             ),
         )
 
-    return list(await asyncio.gather(*(score(request, answer) for request, answer in PASSAGES)))
+    return await together(*(score(request, answer) for request, answer in PASSAGES))
 
 
 def _nats(passages: Sequence[nightschool.Tokens]) -> float:

@@ -86,6 +86,12 @@ class Checklist:
         answer = await self._ask(check_messages(context, view, questions), context, len(questions))
         return answer.scores[0] if answer is not None and answer.scores is not None else None
 
+    async def close(self) -> None:
+        """End what is still being written: everybody who waited for it was cancelled."""
+        for writing in self._questions.values():
+            writing.cancel()
+        await asyncio.gather(*self._questions.values(), return_exceptions=True)
+
     async def _checklist(self, context: Context) -> tuple[str, ...]:
         key = canonical_json([context.task, list(context.images)])
         if key not in self._questions:
@@ -184,7 +190,11 @@ async def open_checklist(cycle: Cycle, sampler: AnswerSampler) -> AsyncIterator[
     config = cycle.config.critic
     async with open_role(cycle, "critic", config, sampler) as model:
         cache = VerdictCache(cycle.store, cycle.id or None)
-        yield Checklist(model, config, cache, cache.spent()).score
+        checklist = Checklist(model, config, cache, cache.spent())
+        try:
+            yield checklist.score
+        finally:
+            await checklist.close()
 
 
 def _fenced(told: str, blocks: Sequence[tuple[str, str]], asked: str, images: Sequence[str]) -> tuple[Message, ...]:

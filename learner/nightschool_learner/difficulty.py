@@ -35,7 +35,7 @@ from nightschool_learner.critique import Contender, Context, Verdict
 from nightschool_learner.examiner import DrawSampler
 from nightschool_learner.explore import first_episode
 from nightschool_learner.panel import Case, Score
-from nightschool_learner.parallel import for_each
+from nightschool_learner.parallel import for_each, together
 from nightschool_learner.practice import observation_of
 from nightschool_learner.prompts import CandidateView
 from nightschool_learner.sampling import AdapterSampler, AnswerSampler, derive_seed
@@ -80,17 +80,11 @@ class Probe:
         config = self.cycle.config.synthesize.probe
         if config.attempt == "action":
             return await self._first_actions(task)
-        drawn = [asyncio.create_task(self._episode(task, draw)) for draw in range(config.num_samples)]
-        try:
-            return list(await asyncio.gather(*drawn))
-        finally:
-            for one in drawn:  # none goes on in a workspace that is about to vanish
-                one.cancel()
-            await asyncio.gather(*drawn, return_exceptions=True)
+        return await together(*(self._episode(task, draw) for draw in range(config.num_samples)))
 
     async def _first_actions(self, task: TaskRow) -> list[Attempted]:
         config, root = self.cycle.config.synthesize.probe, self.root / task.id
-        episode = await asyncio.to_thread(first_episode, self.cycle, task, root, self)
+        episode = await first_episode(self.cycle, task, root, self)
         await asyncio.to_thread(episode.state.discard)
         sampling = Sampling(
             max_tokens=episode.num_step_tokens,
@@ -115,7 +109,7 @@ class Probe:
 
     async def _episode(self, task: TaskRow, draw: int) -> Attempted:
         config, root = self.cycle.config.synthesize.probe, self.root / task.id / str(draw)
-        episode = await asyncio.to_thread(first_episode, self.cycle, task, root, self)
+        episode = await first_episode(self.cycle, task, root, self)
         sampler = DrawSampler(AdapterSampler(self.sampler, self.cycle.incumbent), self._seed(task, draw))
         sampling = Sampling(temperature=config.temperature, top_p=config.top_p)
         actor = LiveActor(sampler, self.executor, sampling, action_format=self.action_format)

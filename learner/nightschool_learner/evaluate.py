@@ -24,6 +24,7 @@ from nightschool_server.agent.limits import call_limits
 from nightschool_server.agent.toolbox import open_tools
 from nightschool_server.app import load_evaluation
 from nightschool_server.errors import AppError
+from nightschool_server.uninterrupted import uninterrupted
 
 from nightschool_learner import evaluation_sets, records
 from nightschool_learner.evaluation_results import Basis, Key, TaskResult, insert_results, results_of
@@ -174,10 +175,10 @@ class Results:
             await self.flush()
 
     async def flush(self) -> None:
-        """Write what is pending."""
+        """Write what is pending; a cancellation waits for that."""
         batch, self._pending = self._pending, []
         if batch:
-            await asyncio.to_thread(insert_results, self.cycle.store, self.basis, self.cycle.id, batch)
+            await uninterrupted(asyncio.to_thread(insert_results, self.cycle.store, self.basis, self.cycle.id, batch))
 
     def stop(self, n: int, verdict: str) -> None:
         """Say that the rest need not be measured."""

@@ -29,6 +29,7 @@ from nightschool_server.ids import new_id
 from nightschool_server.tools.forking import UncopyableError, remove_tree
 from nightschool_server.tools.placing import PlacedFile, place_files
 from nightschool_server.tools.state import ToolState
+from nightschool_server.uninterrupted import uninterrupted
 
 from nightschool_learner import practice_counts, practice_records, records, seed_records
 from nightschool_learner.audit import audit_cycle, check_answers
@@ -172,7 +173,7 @@ async def _rollout(practice: Practice, cycle: Cycle, task: TaskRow, known: Rollo
     root = workspaces / rollout.id
     state, outcome, answer = "done", "", ""
     try:
-        episode = await asyncio.to_thread(first_episode, cycle, task, root, practice)
+        episode = await first_episode(cycle, task, root, practice)
         result = await run_episode(episode, PracticeActor(practice, task, rollout.id))
         outcome, answer = result.outcome, result.answer
     except RefusedPickError:
@@ -185,7 +186,7 @@ async def _rollout(practice: Practice, cycle: Cycle, task: TaskRow, known: Rollo
         logger.warning("event=rollout_failed rollout=%s reason=%r", rollout.id, str(error))
         state, outcome = "failed", "uncopyable_workspace"
     finally:
-        await asyncio.to_thread(remove_tree, root)
+        await uninterrupted(asyncio.to_thread(remove_tree, root))
     await practice.writer.write(lambda db: practice_records.end_rollout(db, rollout.id, state, outcome, answer))
     practice.explored.advance(1, **{outcome: 1})
 
@@ -199,11 +200,16 @@ class Setting(Protocol):
     def action_format(self) -> ActionFormat: ...
 
 
-def first_episode(cycle: Cycle, task: TaskRow, root: Path, setting: Setting) -> Episode:
-    """The episode in which a task begins, as a live one would. Writes the task's files to the disk.
+async def first_episode(cycle: Cycle, task: TaskRow, root: Path, setting: Setting) -> Episode:
+    """The episode in which a task begins, as a live one would. Writes the task's files to the disk, below `root`.
 
-    Raises InvalidRequestError where the bytes of one are gone.
+    A cancellation waits for that: whoever removes `root` then removes all of it. Raises InvalidRequestError where the
+    bytes of a file are gone.
     """
+    return await uninterrupted(asyncio.to_thread(_first_episode, cycle, task, root, setting))
+
+
+def _first_episode(cycle: Cycle, task: TaskRow, root: Path, setting: Setting) -> Episode:
     app, config = cycle.app, cycle.config.explore
     head: tuple[Message, ...] = (system(app.system_prompt),) if app.system_prompt else ()
     limits = episode_limits(

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Literal
 
 from nightschool_server.app import EvaluationTask
 from nightschool_server.config.roles import CriticConfig, RoleConfig
+from nightschool_server.uninterrupted import uninterrupted
 
 from nightschool_learner.comparison import ANSWERED
 from nightschool_learner.critics import Judge
@@ -148,7 +149,7 @@ class Judging:
                 verdict = await self._critic.compare(context, views[first], views[second])
                 if verdict.why in NOT_SAID:
                     return verdict
-                await asyncio.to_thread(insert_verdict, self._cycle.store, self._cycle.id, key, verdict)
+                await uninterrupted(asyncio.to_thread(insert_verdict, self._cycle.store, self._cycle.id, key, verdict))
                 known[key] = verdict
             return known[key]
 

@@ -28,6 +28,7 @@ from typing import Any
 import nightschool
 from nightschool import AsyncClient
 from nightschool.errors import CALLER_MISTAKES
+from nightschool_server.uninterrupted import uninterrupted
 
 from nightschool_learner.data_card import card_of
 from nightschool_learner.errors import LearnerError, NothingToLearnError
@@ -80,7 +81,7 @@ async def _export(options: argparse.Namespace, folder: Path) -> dict[str, int]:
             where = f"cycle {options.cycle}" if options.cycle else "this server"
             raise NothingToLearnError(f"{where} has no pairs to export: see `nightschool pairs list`")
         made = Path(scratch) / "made"
-        await asyncio.to_thread(write_dataset, Export(kept, export.pictures), made)
+        await uninterrupted(asyncio.to_thread(write_dataset, Export(kept, export.pictures), made))
         card = card_of(kept, status, {kind: made / rows_file(kind) for kind in kept}, num_left_out=left_out)
         (made / "README.md").write_text(card.text(), encoding="utf-8")
         made.rename(folder)

@@ -1,10 +1,10 @@
-"""Many units of a stage at once, ended together: by the last unit, the first failure, or a cancellation."""
+"""Many things of a stage at once, ended together: by the last one, the first failure, or a cancellation."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from typing import Any, TypeVar
 
 from nightschool_learner.stages import Cycle
 
@@ -41,3 +41,22 @@ async def for_each(cycle: Cycle, units: Iterable[T], work: Callable[[T], Awaitab
         for task in started:
             task.cancel()
         await asyncio.gather(*started, return_exceptions=True)
+
+
+async def together(*works: Coroutine[Any, Any, T]) -> list[T]:
+    """The results of `works`, in their order. The first failure cancels the others.
+
+    Unlike with `asyncio.gather` none of them runs on behind it: what they hold may go once this has returned or raised.
+    """
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        if tasks:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        for task in tasks:
+            if task.done():
+                task.result()  # raises its failure; the others are on their way still
+        return [task.result() for task in tasks]
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -25,13 +25,14 @@ from nightschool_server.ids import new_id
 from nightschool_server.store.request_rows import media_type_of
 from nightschool_server.store.store import Store
 from nightschool_server.tools.state import ToolState
-from nightschool_server.uninterrupted import obtained
+from nightschool_server.uninterrupted import obtained, uninterrupted
 
 from nightschool_learner import practice_records, seed_records
 from nightschool_learner.actions import Action, merge
 from nightschool_learner.budget import Budget
 from nightschool_learner.comparisons import Comparer, Court
 from nightschool_learner.critique import Choice, Contender, Context, choose
+from nightschool_learner.parallel import together
 from nightschool_learner.practice_records import REFUSED, CandidateRow, StepRow
 from nightschool_learner.prompts import CandidateView, in_words
 from nightschool_learner.rounds import Group, rounds_of
@@ -127,7 +128,7 @@ class PracticeActor:
             num_calls=sum(len(execution.calls) for execution in executions.values()),
         )
         candidates = [_candidate(step.id, i, action, executions[i]) for i, action in enumerate(actions)]
-        images = await asyncio.to_thread(self._keep_images, episode, executions.values())
+        images = await uninterrupted(asyncio.to_thread(self._keep_images, episode, executions.values()))
 
         def insert(db: sqlite3.Connection) -> None:
             practice_records.insert_step(db, step, candidates)
@@ -147,7 +148,7 @@ class PracticeActor:
             # An action keeps its place: those of this round that are new come after those of the last one.
             actions = merge(samples, self._practice.action_format)
             new = range(len(executions), len(actions))
-            ran = await asyncio.gather(*(self._run_action(actions[i], episode) for i in new))
+            ran = await together(*(self._run_action(actions[i], episode) for i in new))
             executions |= dict(zip(new, ran, strict=True))
             if len(actions) == 1 and not executions[0].failure:
                 break
@@ -168,7 +169,7 @@ class PracticeActor:
         """The samples of one round in their order, a call for each temperature."""
         calls = [self._call(episode, self._sampling(group, episode, position)) for group in groups]
         by_position: dict[int, Sample] = {}
-        for group, answers in zip(groups, await asyncio.gather(*calls), strict=True):
+        for group, answers in zip(groups, await together(*calls), strict=True):
             by_position |= dict(zip(group.positions, answers, strict=True))
         return [by_position[at] for at in sorted(by_position)]
 

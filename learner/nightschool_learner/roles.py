@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from nightschool_server.config.roles import RoleConfig
+from nightschool_server.uninterrupted import uninterrupted
 
 from nightschool_learner.endpoint import Endpoint
 from nightschool_learner.endpoint_records import EndpointCall, insert_call
@@ -56,7 +57,7 @@ async def open_role(cycle: Cycle, role: str, config: RoleConfig, served: AnswerS
         return
 
     async def record(call: EndpointCall) -> None:
-        await asyncio.to_thread(insert_call, cycle.store, call)
+        await uninterrupted(asyncio.to_thread(insert_call, cycle.store, call))
 
     endpoint = Endpoint(
         config.endpoint,

@@ -206,9 +206,11 @@ async def until_resumed(cycle: Cycle) -> None:
     """Return when the learner is not paused. Raises CycleCancelledError."""
     while not cycle.resumed.is_set() and not cycle.cancelled.is_set():
         waits = [asyncio.create_task(cycle.resumed.wait()), asyncio.create_task(cycle.cancelled.wait())]
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        for wait in waits:
-            wait.cancel()
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
     cycle.check()
 
 

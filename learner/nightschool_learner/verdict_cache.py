@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from nightschool_server.chat import Message, canonical_json, messages_to_json
 from nightschool_server.config.roles import CriticConfig
 from nightschool_server.store.store import Store
+from nightschool_server.uninterrupted import uninterrupted
 
 from nightschool_learner.verdicts import Scores
 
@@ -79,7 +80,7 @@ class VerdictCache:
         return None if row is None else Answer(tuple(json.loads(row["scores"])) or None, "", 0, 0, is_cached=True)
 
     async def put(self, key: str, rubric: str, model: str, answer: Answer, cost: float) -> None:
-        """Keep an answer; one that is there already stays."""
+        """Keep an answer, which was paid for, also where the call is cancelled; one that is there already stays."""
         values = (
             key, self.cycle_id, rubric, model, canonical_json(list(answer.scores or ())), answer.prompt_tokens,
             answer.completion_tokens, cost, time.time(),
@@ -89,4 +90,4 @@ class VerdictCache:
             with self.store.transaction() as db:
                 db.execute("INSERT OR IGNORE INTO verdicts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
 
-        await asyncio.to_thread(write)
+        await uninterrupted(asyncio.to_thread(write))

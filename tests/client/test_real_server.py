@@ -71,7 +71,7 @@ def school(tmp_path_factory: pytest.TempPathFactory) -> Iterator[School]:
         drain.start()
         yield School(home)
         process.send_signal(signal.SIGTERM)
-        process.wait(timeout=60)
+        process.wait(timeout=300)
         drain.join()
     assert process.returncode == 0
     assert not (home / "server.json").exists()

@@ -46,7 +46,7 @@ def test_generate_returns_a_reply_with_shortcuts_to_its_first_answer(client: Cli
 def test_options_reach_the_wire_and_absent_ones_stay_absent(client: Client, server: FakeServer) -> None:
     client.generate(
         "hello", max_tokens=5, temperature=0.0, seed=7, stop=["END"], adapter="base", session_id="s1",
-        learning="no_log", priority="practice", logprobs=True, top_logprobs=2, timeout_s=9,
+        learning="no_log", priority="practice", logprobs=True, top_logprobs=2, timeout_s=99,
     )  # fmt: skip
     (call,) = server.calls
     sampling = call.request.sampling
@@ -58,7 +58,7 @@ def test_options_reach_the_wire_and_absent_ones_stay_absent(client: Client, serv
     assert call.request.priority == content_pb2.PRACTICE
     assert call.request.request_id.startswith("req_")
     assert call.metadata["authorization"] == "Bearer secret"
-    assert 0 < call.remaining_s < 10
+    assert 0 < call.remaining_s < 100
 
 
 def test_score_says_how_likely_a_given_answer_is(client: Client, server: FakeServer) -> None:

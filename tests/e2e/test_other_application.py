@@ -32,6 +32,7 @@ app = "tests.learner.plain_app:app"
 
 [learner]
 poll_s = 0.1
+seed = 4711
 
 [learner.seeds]
 min_seeds = 3

@@ -8,6 +8,8 @@ from pathlib import Path
 from nightschool_server.app import App, ToolContext, tool
 
 PRICES = {"mug": 12, "lamp": 30}
+ORDERED = "NIGHTSCHOOL_TEST_ORDERED"
+"""Variable of the environment: the file that the tool `order` leaves behind when it runs."""
 
 
 @tool(effect="read_only")
@@ -31,7 +33,7 @@ def note(text: str, context: ToolContext) -> str:
 @tool(effect="external")
 def order(item: str) -> str:
     """Order an item from the wholesaler."""
-    Path("/tmp/nightschool-test-ordered").touch()
+    Path(os.environ[ORDERED]).touch()
     return f"ordered {item}"
 
 

@@ -36,7 +36,7 @@ class Process:
     def stop(self) -> int:
         """SIGTERM; returns the exit code."""
         self.child.terminate()
-        return self.child.wait(timeout=60)
+        return self.child.wait(timeout=DEADLINE_S)
 
 
 def start(home: Home, *arguments: str) -> Process:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from nightschool_learner.panels import open_panel
 from nightschool_learner.practice_counts import critique_counts
 from nightschool_learner.prompts import CandidateView
 from nightschool_learner.roles import Model
+from nightschool_learner.sampling import Samples
 from nightschool_learner.stages import Cycle
 from nightschool_learner.verdict_cache import Spent, VerdictCache
 from nightschool_server.config.roles import CriticConfig
@@ -146,3 +148,20 @@ async def test_the_cycle_s_critic_plays_it(store: Store) -> None:
         assert await score(case(), 0) == 1.0
     counts = critique_counts(store, cycle.id)
     assert counts["prompt_tokens"] == 20, "both calls are booked: the questions and the candidate"
+
+
+async def test_what_nobody_waits_for_any_more_is_not_written_on(store: Store) -> None:
+    asked = asyncio.Event()
+
+    class Silent(FakeSampler):
+        async def sample(self, prompt: Prompt, sampling: Sampling, *, adapter: str) -> Samples:
+            asked.set()
+            await asyncio.Event().wait()
+            raise AssertionError("it never answers")
+
+    async with open_checklist(cycle_on(store, "recipe=checklist"), Silent(judge)) as score:
+        scoring = asyncio.create_task(score(case(), 0))
+        await asked.wait()
+        scoring.cancel()
+        await asyncio.wait({scoring})
+    assert asyncio.all_tasks() == {asyncio.current_task()}

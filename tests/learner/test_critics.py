@@ -281,6 +281,20 @@ async def test_comparisons_that_are_under_way_together_do_not_pass_the_bound() -
     assert sum(verdict.why == "budget" for verdict in verdicts) == 7
 
 
+async def test_an_answer_that_was_paid_for_is_kept_though_its_call_is_cancelled(store: Store) -> None:
+    cache = VerdictCache(store, cycle_on(store).id)
+    with store.transaction():  # until it ends nothing else is written
+        keeping = asyncio.create_task(cache.put("key", "step-1:0", "judge", *answers(3), 0.0))
+        for number in range(9):
+            if number == 5:
+                keeping.cancel()
+            await asyncio.sleep(0)
+        assert not keeping.done()
+    await asyncio.wait({keeping})
+    assert keeping.cancelled()
+    assert cache.get("key") is not None
+
+
 async def test_an_endpoint_that_is_away_is_no_preference(store: Store) -> None:
     says = Says(lambda *_: better("A"), is_away=True)
     verdict = await judge(says, VerdictCache(store, cycle_on(store).id)).compare(CONTEXT, SHORT, LONG)

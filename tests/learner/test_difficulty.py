@@ -130,14 +130,6 @@ async def test_a_task_that_does_not_fit_the_context_is_out_of_reach(store: Store
             db.execute("UPDATE tasks SET state = 'kept', probed_by = ''")
 
 
-@pytest.fixture
-def ordered() -> Path:
-    """What the tool `order` of `practice_app.py` leaves behind when it runs."""
-    path = Path("/tmp/nightschool-test-ordered")
-    path.unlink(missing_ok=True)
-    return path
-
-
 async def test_an_external_tool_without_a_simulator_never_runs_and_solves_nothing(store: Store, ordered: Path) -> None:
     def answer(prompt: Prompt, sampling: Sampling, index: int) -> str:
         return "done" if len(prompt.messages) > 2 else write_call("order", {"item": "mug"})

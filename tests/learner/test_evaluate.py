@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -222,6 +223,25 @@ async def test_a_cancelled_stage_keeps_what_it_measured(served: World, cycle: Cy
     whole = results_of(served.store, basis, candidate)
     assert len(whole) == len(held_out_tasks(cycle).tasks)
     assert {key: whole[key] for key in kept} == kept
+
+
+async def test_results_that_are_being_written_are_there_before_a_cancelled_stage_ends(
+    served: World, cycle: Cycle
+) -> None:
+    basis, plan = Basis("cut off", ""), plan_of(cycle, held_out_tasks(cycle))
+    results = Results(cycle, basis, plan, cycle.progress("evaluate"), ("0001-aaaa", "base"))
+    results.begin()
+    await results.add("base", TaskResult("sum-0", "sum", True, "kept", "answered", 1, 0, 5))
+    with served.store.transaction():  # until it ends nothing else is written
+        writing = asyncio.create_task(results.flush())
+        for number in range(9):
+            if number == 5:
+                writing.cancel()
+            await asyncio.sleep(0)
+        assert not writing.done()
+    await asyncio.wait({writing})
+    assert writing.cancelled()
+    assert set(results_of(served.store, basis, "base")) == {("sum-0", GREEDY)}
 
 
 async def test_held_out_tasks_leave_no_trace_among_what_is_learned_from(served: World, cycle: Cycle) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from contextlib import nullcontext
 from pathlib import Path
@@ -30,8 +31,6 @@ from tests.learner.practice_home import (
 
 ROWS = ("rollouts", "steps", "candidates", "critiques")
 MUG = write_call("price", {"item": "mug"})
-ORDERED = Path("/tmp/nightschool-test-ordered")
-"""What the tool `order` of `practice_app.py` leaves behind when it runs."""
 NONE = write_call("price", {"item": "none"})
 
 
@@ -131,8 +130,7 @@ async def test_each_candidate_writes_into_a_fork_of_its_own_and_only_the_pick_is
     assert not list((store.home.cycles).glob("*/workspaces/*")), "nothing is left behind"
 
 
-async def test_a_tool_that_changes_the_world_is_never_run_in_practice(store: Store) -> None:
-    ORDERED.unlink(missing_ok=True)  # noqa: ASYNC240
+async def test_a_tool_that_changes_the_world_is_never_run_in_practice(store: Store, ordered: Path) -> None:
     order = write_call("order", {"item": "mug"})
 
     def answer(prompt: Prompt, sampling: Sampling, index: int) -> str:
@@ -140,7 +138,7 @@ async def test_a_tool_that_changes_the_world_is_never_run_in_practice(store: Sto
 
     cycle = with_tasks(store, "Order a mug")
     await stage(FakeSampler(answer)).run(cycle)
-    assert not ORDERED.exists()  # noqa: ASYNC240
+    assert not await asyncio.to_thread(ordered.exists)
     [refused] = store.query("SELECT * FROM candidates WHERE text = ?", (order,))
     assert refused["failure"] == "refused"
     assert store.query("SELECT picked, picked_by FROM steps") == [{"picked": 1, "picked_by": "facts"}]

@@ -30,6 +30,8 @@ from tests.server.sandboxes import needs_sandbox
 pytestmark = needs_sandbox
 
 PLACE = Place(7, 0, 0)
+UNHURRIED = CodeConfig(timeout_s=300, cpu_s=300)
+"""Importing what programs import takes a busy machine a while."""
 PROGRAMS = {
     "chart.png": """
 from PIL import Image, ImageDraw
@@ -79,7 +81,7 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture
 async def sandbox() -> AsyncIterator[Sandbox]:
-    async with open_sandbox(CodeConfig()) as opened:
+    async with open_sandbox(UNHURRIED) as opened:
         yield opened
 
 

@@ -21,6 +21,7 @@ from tests.learner.practice_home import dump
 from tests.learner.processes import learner, serving, watch
 
 SMALL = (
+    "seed=4711",
     "synthesize.num_tasks=16",
     "synthesize.min_tasks=2",
     "synthesize.concurrency=4",

@@ -25,8 +25,10 @@ from nightschool_learner.synthesis.records import origins_of, verification_of
 from nightschool_learner.synthesize import SynthesizeStage
 from nightschool_server.agent.toolcalls import write_call
 from nightschool_server.chat import File, ToolResult
+from nightschool_server.config.code import CodeConfig
 from nightschool_server.config.config import Config
 from nightschool_server.config.learner import LearnerConfig, with_overrides
+from nightschool_server.config.serving import AgentConfig
 from nightschool_server.engine import Prompt, Sampling
 from nightschool_server.errors import ConfigError
 from nightschool_server.store.store import Store
@@ -43,6 +45,8 @@ ROLES = {
     "file_maker": "synthesize.files.maker",
     "verifier": "synthesize.verifier",
 }
+UNHURRIED = AgentConfig(code=CodeConfig(timeout_s=300, cpu_s=300))
+"""Importing what programs import takes a busy machine a while."""
 HELD_OUT = "How many mugs does the whole town own?"
 
 
@@ -107,7 +111,7 @@ async def seeded(store: Store, *overrides: str) -> Cycle:
     switches = ("files.enabled=true", "verifier.enabled=true", "files.maker.max_attempts=2", "files.max_reuse=1")
     named = [f"synthesize.{setting}" for setting in (*settings, *switches)]
     cycle = cycle_on(store, "seeds.min_seeds=2", *named, *overrides)
-    cycle = replace(cycle, app=replace(APP, evaluation=held_out), app_ref=APP_REF, tools=APP.specs)
+    cycle = replace(cycle, app=replace(APP, evaluation=held_out), app_ref=APP_REF, tools=APP.specs, agent=UNHURRIED)
     await SeedsStage().run(cycle)
     return cycle
 

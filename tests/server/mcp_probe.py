@@ -103,6 +103,14 @@ def wait(_: dict[str, Any]) -> dict[str, Any]:
     return text("released")
 
 
+def wait_once(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Wait for ever, unless it was called with this path before."""
+    if not os.path.exists(arguments["text"]):
+        open(arguments["text"], "x").close()
+        threading.Event().wait()
+    return text("this time it came through")
+
+
 def release(_: dict[str, Any]) -> dict[str, Any]:
     RELEASED.set()
     return text("done")
@@ -138,11 +146,12 @@ TOOLS: dict[str, Tool] = {
     "fail": (fail, TEXT, READ_ONLY),
     "refuse": (refuse, TEXT, READ_ONLY),
     "send": (lambda arguments: text(f"sent {arguments['text']}"), TEXT, {"destructiveHint": False}),
-    "die": (die, NOTHING, READ_ONLY),
-    "kill": (kill, NOTHING, READ_ONLY),
+    "die": (die, NOTHING, {}),
+    "kill": (kill, NOTHING, {}),
     "freeze": (freeze, NOTHING, READ_ONLY),
     "spawn": (spawn, NOTHING, READ_ONLY),
-    "wait": (wait, NOTHING, READ_ONLY),
+    "wait": (wait, NOTHING, {}),
+    "wait_once": (wait_once, TEXT, READ_ONLY),
     "release": (release, NOTHING, READ_ONLY),
     "noisy": (noisy, NOTHING, READ_ONLY),
     "pid": (lambda _: text(str(os.getpid())), NOTHING, READ_ONLY),
@@ -194,10 +203,10 @@ def send(message: dict[str, Any]) -> None:
 
 
 def serve_stdio(listed: list[dict[str, Any]]) -> None:
-    """Answer each line; `wait` on a thread of its own, everything else in order."""
+    """Answer each line; calls that wait on a thread of their own, everything else in order."""
     for line in sys.stdin:
         message = json.loads(line)
-        if message.get("params", {}).get("name") == "wait":
+        if message.get("params", {}).get("name") in ("wait", "wait_once"):
             WAITING.append(message["id"])
             threading.Thread(target=lambda sent=message: send(answer(sent, listed) or {}), daemon=True).start()
         elif (response := answer(message, listed)) is not None:

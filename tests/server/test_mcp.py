@@ -209,6 +209,19 @@ async def test_a_server_that_ends_costs_the_calls_in_flight_and_is_started_by_th
     assert again[0] != pid
 
 
+async def test_who_changes_nothing_does_not_pay_for_the_call_that_ends_the_server(
+    state: ToolState, tmp_path: Path
+) -> None:
+    async with open_tools(app_of(probe(prefix="", effects={"die": "read_only"})), NOWHERE) as tools:
+        marks = [tmp_path / "one", tmp_path / "two"]
+        beside = [asyncio.create_task(call(tools, state, "wait_once", text=str(mark))) for mark in marks]
+        while not all(mark.exists() for mark in marks):
+            await call(tools, state, "pid")
+        guilty = await call(tools, state, "die")
+        assert (guilty.failure, guilty.content) == ("execution", "error: the MCP server 'probe' ended (exit code 3)")
+        assert [done.content for done in await asyncio.gather(*beside)] == ["this time it came through"] * 2
+
+
 async def test_a_server_that_ends_time_and_again_is_left_alone_for_a_while(tools: Toolbox, state: ToolState) -> None:
     # Each pause is twice as long as the last one, so that at last one is longer than it takes to die.
     num_ended = 0

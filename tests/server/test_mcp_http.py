@@ -131,7 +131,7 @@ async def test_a_server_that_comes_back_is_reached_again(state: ToolState, held_
             assert (await call(tools, state, "echo", text="here")).content == "here"
             process.kill()
             process.wait()
-            done = await call(tools, state, "echo", text="gone")
+            done = await call(tools, state, "send", text="gone")
             assert (done.failure, done.content) == ("execution", GONE)
             assert (await call(tools, state, "echo", text="gone")).content.endswith("cannot be started again")
             with running(*probe(port)) as (again, _):
@@ -147,8 +147,12 @@ async def test_a_server_that_has_forgotten_the_session_is_asked_for_another(stat
             process.kill()
             process.wait()
             with running(*probe(port)) as (again, _):
-                assert (await call(tools, state, "pid")).content == GONE
-                assert (await call(tools, state, "pid")).content == str(again.pid)
+                assert (await call(tools, state, "send", text="once")).content == GONE
+                assert (await call(tools, state, "send", text="twice")).content == "sent twice"
+                again.kill()
+                again.wait()
+                with running(*probe(port)) as (third, _):
+                    assert (await call(tools, state, "pid")).content == str(third.pid), "it may be made once more"
 
 
 async def test_a_header_that_the_server_does_not_take_stops_the_start(

@@ -155,9 +155,23 @@ async def test_cancelling_kills_the_tool_before_it_returns(
     assert (await workers.run("add", {"a": 1, "b": 1}, state)).content == "2"
 
 
-async def test_what_a_tool_leaves_running_ends_with_its_call(workers: ToolWorkers, state: ToolState) -> None:
-    outcome = await workers.run("leave_running", {}, state)
+@pytest.mark.parametrize("name", ["leave_running", "leave_daemon"])
+async def test_a_process_that_a_tool_leaves_ends_with_its_call(
+    workers: ToolWorkers, state: ToolState, name: str
+) -> None:
+    outcome = await workers.run(name, {}, state)
     assert not psutil.pid_exists(int(outcome.content))
+
+
+@pytest.mark.parametrize("how", ["thread", "timer"])
+async def test_nothing_of_a_tool_runs_after_its_call(
+    workers: ToolWorkers, state: ToolState, tmp_path: Path, how: str
+) -> None:
+    ticks = tmp_path / "ticks"
+    assert (await workers.run("leave_ticking", {"path": str(ticks), "how": how}, state)).content == "ticking"
+    size = ticks.stat().st_size
+    assert (await workers.run("add", {"a": 1, "b": 1}, state)).content == "2"
+    assert ticks.stat().st_size == size
 
 
 async def test_many_calls_at_a_time_and_a_close_in_their_midst_leave_nothing(tmp_path: Path) -> None:

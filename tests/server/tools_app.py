@@ -6,8 +6,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from typing import Literal
 
 from nightschool_server.app import App, ToolContext, tool
 
@@ -128,6 +130,42 @@ def leave_running() -> int:
 
 
 @tool(effect="read_only")
+def leave_daemon() -> int:
+    """Start a process that is nobody's child, and give its id."""
+    ours, theirs = os.pipe()
+    if (child := os.fork()) == 0:
+        os.setsid()
+        if (daemon := os.fork()) == 0:
+            time.sleep(600)
+        os.write(theirs, str(daemon).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    return int(os.read(ours, 20))
+
+
+@tool(effect="read_only")
+def leave_ticking(path: str, how: Literal["thread", "timer"]) -> str:
+    """Leave what writes to a file again and again."""
+
+    def tick(*_: object) -> None:
+        with open(path, "a") as file:
+            file.write(".")
+
+    def keep_ticking() -> None:
+        while True:
+            tick()
+
+    if how == "thread":
+        threading.Thread(target=keep_ticking, daemon=True).start()
+    else:
+        signal.signal(signal.SIGALRM, tick)
+        signal.setitimer(signal.ITIMER_REAL, 1e-4, 1e-4)
+    while not os.path.exists(path):
+        time.sleep(1e-4)
+    return "ticking"
+
+
+@tool(effect="read_only")
 def meet(fifo: str, *, speak: bool) -> str:
     """Wait for another call of this tool: one speaks through a FIFO, the other listens."""
     if speak:
@@ -191,7 +229,7 @@ app = App(
     [
         add, add_later, put, look, fail_after_writing, fail_by_mistake, change_although_read_only, keep_a_set, crash,
         remove_workspace,
-        hang, leave_running, meet, grow, litter, shout, half_a_character, post, send_mail,
+        hang, leave_running, leave_daemon, leave_ticking, meet, grow, litter, shout, half_a_character, post, send_mail,
     ],
     initial_state={"basket": []},
     tool_timeout_s=30,

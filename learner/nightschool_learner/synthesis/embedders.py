@@ -20,9 +20,11 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 from nightschool_server.config.files import EmbedderConfig
+from nightschool_server.uninterrupted import uninterrupted
 
 from nightschool_learner.endpoint import Endpoint
 from nightschool_learner.endpoint_records import EndpointCall, insert_call
+from nightschool_learner.parallel import together
 from nightschool_learner.sampling import until_resumed
 from nightschool_learner.screening import words_of
 from nightschool_learner.stages import Cycle
@@ -90,7 +92,7 @@ class EndpointEmbedder:
     async def embed(self, texts: Sequence[str]) -> Vectors:
         """Raises as `Endpoint.embed` does."""
         batches = [texts[start : start + BATCH] for start in range(0, len(texts), BATCH)]
-        answers = await asyncio.gather(*(self.endpoint.embed(batch) for batch in batches))
+        answers = await together(*(self.endpoint.embed(batch) for batch in batches))
         return _unit(np.array([vector for answer in answers for vector in answer.vectors], dtype=np.float32))
 
 
@@ -102,7 +104,7 @@ async def open_embedder(cycle: Cycle, config: EmbedderConfig, corpus: Sequence[s
         return
 
     async def record(call: EndpointCall) -> None:
-        await asyncio.to_thread(insert_call, cycle.store, call)
+        await uninterrupted(asyncio.to_thread(insert_call, cycle.store, call))
 
     allowed = partial(until_resumed, cycle)
     endpoint = Endpoint(config.endpoint, ROLE, cycle.store.get_blob, record, cycle.id or None, until_allowed=allowed)

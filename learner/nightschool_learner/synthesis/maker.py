@@ -28,7 +28,7 @@ from nightschool_server.file_names import media_type_of
 from nightschool_server.sandbox.folder import remove
 from nightschool_server.sandbox.sandbox import CodeStep, Sandbox
 from nightschool_server.store.store import Store
-from nightschool_server.uninterrupted import obtained
+from nightschool_server.uninterrupted import obtained, uninterrupted
 
 from nightschool_learner.errors import EndpointError
 from nightschool_learner.prompts import as_data, shorten
@@ -115,7 +115,7 @@ class FileMaker:
         if fault:
             return Made(fault=fault, code=code)
         media_type = media_type_of(file_name(planned))
-        sha256 = await asyncio.to_thread(self.store.put_blob, data, media_type)
+        sha256 = await uninterrupted(asyncio.to_thread(self.store.put_blob, data, media_type))
         return Made(File(planned.name, media_type, len(data), sha256), code=code)
 
     async def _run(self, code: str, name: str) -> tuple[bytes, str]:
@@ -129,7 +129,7 @@ class FileMaker:
                 return b"", "\n".join(filter(None, (result.output, result.fault)))
             return await asyncio.to_thread(_taken, workspace, name, self.config.max_file_bytes)
         finally:
-            await asyncio.to_thread(remove, root)
+            await uninterrupted(asyncio.to_thread(remove, root))
 
 
 def maker_messages(task: str, planned: PlannedFile) -> tuple[Message, ...]:

@@ -25,7 +25,7 @@ from nightschool_server.image_check import check_image
 from nightschool_server.sandbox.folder import remove
 from nightschool_server.sandbox.sandbox import CodeStep, Reply, Sandbox
 from nightschool_server.store.store import Store
-from nightschool_server.uninterrupted import obtained
+from nightschool_server.uninterrupted import obtained, uninterrupted
 
 from nightschool_learner.errors import StageFailedError
 from nightschool_learner.synthesis.plan import type_of
@@ -147,11 +147,11 @@ class FileReader:
         name = f"file.{type_}"
         try:
             workspace.mkdir(mode=0o700)
-            await asyncio.to_thread((workspace / name).write_bytes, data)
+            await uninterrupted(asyncio.to_thread((workspace / name).write_bytes, data))
             code = f"NAME, ROWS = {name!r}, {MAX_ROWS}\n{_READERS[type_]}"
             result = await sandbox.run(CodeStep(code, (), b"", workspace, max_chars), no_tool, math.inf)
         finally:
-            await asyncio.to_thread(remove, root)
+            await uninterrupted(asyncio.to_thread(remove, root))
         if result.failure:
             return Reading(fault=result.fault or "it could not be opened")
         return Reading(result.output.strip())

@@ -76,7 +76,7 @@ def _tools_of(session: McpSession, app: App, limits: CallLimits) -> list[OpenToo
             where=server.label,
             closed=_is_closed(tool.input_schema),
             timeout_s=timeout_s,
-            run=_run(session, tool.name, limits),
+            run=_run(session, tool.name, limits, repeat=_effect(server, tool) == "read_only"),
         )
         for tool in session.tools
         if tool.name in wanted and tool.name not in server.exclude
@@ -149,14 +149,14 @@ def _is_closed(schema: dict[str, Any]) -> bool:
     return "properties" in schema and not COMBINATORS & schema.keys()
 
 
-def _run(session: McpSession, name: str, limits: CallLimits) -> RunCall:
+def _run(session: McpSession, name: str, limits: CallLimits, *, repeat: bool) -> RunCall:
     from nightschool_server.mcp.content import observation_of
     from nightschool_server.mcp.session import CallFailedError
 
     async def run(arguments: dict[str, Any], state: ToolState, max_s: float) -> ToolOutcome:
         started = time.perf_counter()
         try:
-            result = await session.call(name, arguments, max_s)
+            result = await session.call(name, arguments, max_s, repeat=repeat)
         except CallFailedError as error:
             seconds = time.perf_counter() - started
             return failed(error.failure, truncate(str(error), limits.max_output_chars), state, seconds)

@@ -1,8 +1,8 @@
 """A session with an MCP server for as long as its tools are open: started again when the server ends.
 
 Owns when a server is started anew and what a call's failure is called; one run of it is `connection.py`. A server that
-ends costs the calls in flight, and the next call starts it; one that ends time and again is left alone for longer and
-longer.
+ends costs the calls in flight, but for those that may be made again, and the next call starts it; one that ends time
+and again is left alone for longer and longer.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ class McpSession:
         self.tools = connection.tools
         """As listed at the start; what the server changes later is not offered."""
         self._connection = connection
+        self._repeating = asyncio.Lock()
         self._restarting: asyncio.Task[Connection] | None = None
         self._checking: asyncio.Task[None] | None = None
         self._num_restarts = 0
@@ -55,26 +56,32 @@ class McpSession:
         """Connect and list. Raises AppError."""
         return cls(server, await Connection.open(server))
 
-    async def call(self, name: str, arguments: dict[str, Any], timeout_s: float) -> types.CallToolResult:
+    async def call(
+        self, name: str, arguments: dict[str, Any], timeout_s: float, *, repeat: bool = False
+    ) -> types.CallToolResult:
         """What the tool gave back. Raises CallFailedError; cancelling tells the server and returns at once.
 
-        `timeout_s` counts from when the server runs.
+        `timeout_s` counts from when the server runs. `repeat`: where the server ends over the call, it is made once
+        more, one such call at a time. Whoever ends the server ends it again; the others, which were beside it, do not
+        pay for it: in practice they would be taken for candidates that failed.
         """
-        connection = await self._connected()
         try:
-            result = await connection.call(name, arguments, timeout_s)
+            return await self._call(await self._connected(), name, arguments, timeout_s)
+        except ServerEndedError as error:
+            if not repeat:
+                raise self._execution(str(error)) from None
+            ended = self._execution(str(error))
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._repeating.acquire()
         except TimeoutError:
-            self._check(connection)
-            raise CallFailedError("timeout", f"the tool did not end within {timeout_s:g} s and was cancelled") from None
+            raise ended from None
+        try:
+            return await self._call(await self._connected(max_wait_s=timeout_s), name, arguments, timeout_s)
         except ServerEndedError as error:
             raise self._execution(str(error)) from None
-        except MCPError as error:
-            failure: ToolFailure = "schema" if error.code == types.INVALID_PARAMS else "execution"
-            raise CallFailedError(failure, error.message) from None
-        except (RuntimeError, ValidationError) as error:  # The SDK holds a result to the schemas of tool and protocol.
-            raise self._execution(f"gave a result that breaks its own rules: {error}") from None
-        self._num_restarts = 0
-        return result
+        finally:
+            self._repeating.release()
 
     async def close(self) -> None:
         """End the server. Idempotent."""
@@ -85,14 +92,35 @@ class McpSession:
                 await asyncio.gather(task, return_exceptions=True)
         await self._connection.close("was closed")
 
-    async def _connected(self) -> Connection:
+    async def _call(
+        self, connection: Connection, name: str, arguments: dict[str, Any], timeout_s: float
+    ) -> types.CallToolResult:
+        """The call on one run of the server. Raises ServerEndedError too."""
+        try:
+            result = await connection.call(name, arguments, timeout_s)
+        except TimeoutError:
+            self._check(connection)
+            raise CallFailedError("timeout", f"the tool did not end within {timeout_s:g} s and was cancelled") from None
+        except MCPError as error:
+            failure: ToolFailure = "schema" if error.code == types.INVALID_PARAMS else "execution"
+            raise CallFailedError(failure, error.message) from None
+        except (RuntimeError, ValidationError) as error:  # The SDK holds a result to the schemas of tool and protocol.
+            raise self._execution(f"gave a result that breaks its own rules: {error}") from None
+        self._num_restarts = 0
+        return result
+
+    async def _connected(self, *, max_wait_s: float = 0.0) -> Connection:
+        """A run of the server that answers; one that may not begin yet is waited for so long."""
+        wait_s = self._not_before - time.monotonic() if self._num_restarts else 0.0
+        if not self._connection.is_open and self._restarting is None and 0 < wait_s <= max_wait_s:
+            await asyncio.sleep(wait_s)
+            wait_s = 0.0
         if self._closed:
             raise self._execution("is closed")
         if self._connection.is_open:
             return self._connection
         if self._restarting is None:
-            wait_s = self._not_before - time.monotonic()
-            if self._num_restarts and wait_s > 0:
+            if wait_s > 0:
                 raise self._execution(f"ended again after its start; it is started anew in {wait_s:.1f} s")
             self._restarting = asyncio.create_task(self._restart())
         try:

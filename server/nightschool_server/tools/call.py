@@ -56,9 +56,9 @@ def perform(app: App, call: dict[str, Any]) -> dict[str, Any]:
     return {**reply, "returned": items} if items else reply
 
 
-def warm_up() -> None:
+def warm_up() -> dict[str, Any]:
     """Run a call of nothing, so that the pages which a call copies are copied before there is one."""
-    perform(_NOTHING, json.loads(_CALL_OF_NOTHING))
+    return perform(_NOTHING, json.loads(_CALL_OF_NOTHING))
 
 
 def render(value: Any) -> str:

@@ -4,8 +4,9 @@
 
 The child is forked ahead of its call and runs in a group of processes of its own, so that globals, environment and
 working directory of one call never meet another's, and a crash or a kill costs only that call. After
-every call the worker kills whatever the call left running. The worker ends when the server's end of the
-socket closes. `workers.py` is that end. Stays light: no torch, no jsonschema, because its imports
+every call the worker kills whatever the call left running, before it passes the reply on; where the child can show
+that nothing was left but itself, which has nothing more to do, the reply goes first. The worker ends when the server's
+end of the socket closes. `workers.py` is that end. Stays light: no torch, no jsonschema, because its imports
 are every worker's start and every fork's memory.
 """
 
@@ -23,6 +24,8 @@ import signal
 import socket
 import sys
 import termios
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +39,9 @@ MAX_FRAME_BYTES = 16 * 2**20
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _RECEIVE_BYTES = 2**18
+_SIGNALS = tuple(signal.valid_signals())
+_ALONE, _NOT_ALONE = b"\1", b"\0"
+"""Before the frame of a child's reply: see `_is_alone`."""
 _libc = ctypes.CDLL(None)
 
 
@@ -43,6 +49,10 @@ def frame(value: Any) -> bytes:
     """A value as it goes over a socket: 4 bytes of length, then JSON."""
     body = json.dumps(value).encode()
     return len(body).to_bytes(4, "big") + body
+
+
+KILL = frame({"kill": True})
+"""From the server, in place of a call: end the one that runs."""
 
 
 def main() -> int:
@@ -78,6 +88,8 @@ class Child:
         self.socket, theirs = socket.socketpair()
         self._received = bytearray()
         self._status: int | None = None
+        self.left_nothing = False
+        """Nothing of the call runs any more, and nothing of it can begin to: known with the reply."""
         self.is_open = True
         self.pid = os.fork()
         if self.pid == 0:
@@ -85,17 +97,21 @@ class Child:
                 for inherited in (self.socket, *close):
                     inherited.close()
                 _become_child(worker, max_data_bytes)
-                warm_up()
+                _answer(warm_up)
                 if (call := _receive(theirs)) is not None:
-                    theirs.sendall(frame(perform(app, call)))
+                    theirs.sendall(reply := _answer(partial(perform, app, call), _SIGNALS))
+                    if reply.startswith(_ALONE):
+                        # Its end is the kernel's work for a millisecond, on the core that the reader is woken on: it
+                        # waits for the kill, behind the reply.
+                        theirs.recv(1)
             finally:
                 os._exit(0)
         theirs.close()
 
-    def send(self, call: dict[str, Any]) -> None:
-        """Hand over the call. The child reads it before any code of a tool runs."""
+    def send(self, call: bytes) -> None:
+        """Hand over the call's frame. The child reads it before any code of a tool runs."""
         with contextlib.suppress(ConnectionError):  # Then it is dead, and `ended` says so.
-            self.socket.sendall(frame(call))
+            self.socket.sendall(call)
         self.socket.setblocking(False)
 
     def reply(self) -> bytes | None:
@@ -105,10 +121,13 @@ class Child:
                 chunk = self.socket.recv(_RECEIVE_BYTES)
                 self._received += chunk
                 self.is_open = bool(chunk)
-        size = 4 + int.from_bytes(self._received[:4], "big")
+        size = 4 + int.from_bytes(self._received[1:5], "big")
         if size > MAX_FRAME_BYTES:
             return _failure("the tool's output is too large")
-        return bytes(self._received[:size]) if len(self._received) >= max(size, 5) else None
+        if len(self._received) <= max(size, 5):
+            return None
+        self.left_nothing = self._received[:1] == _ALONE
+        return bytes(self._received[1 : 1 + size])
 
     def ended(self) -> str | None:
         """How the child ended, if it has."""
@@ -166,19 +185,21 @@ class Worker:
             try:
                 call = self._next_call()
                 reply = None if call is None else self._run(child, call)
+                if reply is not None and child.left_nothing:
+                    self._server.sendall(reply)
             finally:
                 child.destroy()
-            if reply is not None:
+            if reply is not None and not child.left_nothing:
                 self._server.sendall(reply)
 
-    def _next_call(self) -> dict[str, Any] | None:
+    def _next_call(self) -> bytes | None:
         # A kill that comes now is for a call whose reply was on its way already.
-        while (message := _receive(self._server)) is not None and "kill" in message:
+        while (message := _receive_frame(self._server)) == KILL:
             pass
         return message
 
-    def _run(self, child: Child, call: dict[str, Any]) -> bytes | None:
-        """The reply to `call`; None where the server is gone."""
+    def _run(self, child: Child, call: bytes) -> bytes | None:
+        """The reply to `call`; None where the server is gone. Both as frames, which only the child reads."""
         child.send(call)
         self._selector.register(child.socket, selectors.EVENT_READ)
         watched = True
@@ -186,7 +207,7 @@ class Worker:
             while True:
                 ready = {key.fileobj for key, _ in self._selector.select()}
                 if self._server in ready:
-                    return None if _receive(self._server) is None else frame({"failure": "killed"})
+                    return None if _receive_frame(self._server) is None else frame({"failure": "killed"})
                 if self._child_ended in ready:
                     self._child_ended.recv(_RECEIVE_BYTES)
                 # Asked before the socket is read: an ended child has written all that it ever will.
@@ -215,24 +236,48 @@ def _become_child(worker: int, max_data_bytes: int) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # Whatever the call starts stays below it, for `_is_alone` to see.
     if max_data_bytes:
         resource.setrlimit(resource.RLIMIT_DATA, (max_data_bytes, max_data_bytes))
     if os.getppid() != worker:
         os._exit(0)
 
 
+def _answer(run: Callable[[], dict[str, Any]], block: Iterable[int] = ()) -> bytes:
+    """What a call gives, as it goes to the worker. With the signals blocked, no handler of a tool runs behind it."""
+    reply = frame(run())
+    signal.pthread_sigmask(signal.SIG_BLOCK, block)
+    return (_ALONE if _is_alone() else _NOT_ALONE) + reply
+
+
+def _is_alone() -> bool:
+    """Whether this process has one thread and none below it. False also where that cannot be told: outside Linux."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        # Linux counts the threads in the links of the folder; listing them takes ten times as long.
+        return sys.platform == "linux" and os.stat("/proc/self/task").st_nlink == 2 + 1
+    return False
+
+
 def _failure(content: str) -> bytes:
     return frame({"failure": "execution", "content": f"error: {content}"})
 
 
-def _receive(peer: socket.socket) -> Any:
+def _receive_frame(peer: socket.socket) -> bytes | None:
     """One frame from a blocking socket; None where the peer has closed."""
     try:
         header = peer.recv(4, socket.MSG_WAITALL)
         body = peer.recv(int.from_bytes(header, "big"), socket.MSG_WAITALL) if len(header) == 4 else b""
     except ConnectionError:
         return None
-    return json.loads(body) if body else None
+    return header + body if body else None
+
+
+def _receive(peer: socket.socket) -> Any:
+    """The value of one frame from a blocking socket; None where the peer has closed."""
+    received = _receive_frame(peer)
+    return None if received is None else json.loads(received[4:])
 
 
 def _children() -> list[int]:

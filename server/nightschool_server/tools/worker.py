@@ -17,7 +17,7 @@ import sys
 from typing import Any, cast
 
 from nightschool_server.errors import AppError
-from nightschool_server.tools.process import MAX_FRAME_BYTES, frame
+from nightschool_server.tools.process import KILL, MAX_FRAME_BYTES, frame
 from nightschool_server.uninterrupted import uninterrupted
 
 logger = logging.getLogger(__name__)
@@ -35,8 +35,12 @@ class _Peer:
         self._writer = writer
 
     def send(self, value: dict[str, Any]) -> None:
-        """Put a frame on its way; one that a dead worker cannot take is dropped."""
-        self._writer.write(frame(value))
+        """Put a value on its way; one that a dead worker cannot take is dropped."""
+        self.send_frame(frame(value))
+
+    def send_frame(self, whole: bytes) -> None:
+        """The same of a value that is a frame already."""
+        self._writer.write(whole)
 
     async def receive(self) -> dict[str, Any] | None:
         """The next frame; None where the worker is gone or writes what is not one."""
@@ -136,7 +140,7 @@ class ToolWorker:
     async def _clear(self, receiving: asyncio.Task[dict[str, Any] | None]) -> None:
         """Have the worker kill its call, and wait until that is gone; failing that, end the worker."""
         if self._peer is not None:
-            self._peer.send({"kill": True})
+            self._peer.send_frame(KILL)
         try:
             async with asyncio.timeout(KILL_TIMEOUT_S):
                 if await receiving is not None:
