@@ -115,15 +115,16 @@ async def test_weights_come_back_bit_for_bit_and_do_not_drift(world: World, engi
 async def test_answers_stream_unchanged_across_merges(world: World, engine: VLLMEngine) -> None:
     requests = [request(f"Count {i}", name, max_tokens=150, ignore_eos=True)
                 for i in range(3) for name in (BASE, "first", "second")]  # fmt: skip
-    running = [asyncio.create_task(answer(engine, r)) for r in requests]
     num_merges = 0
-    while not all(task.done() for task in running):
-        await engine.merge_adapter(("first", "second", BASE)[num_merges % 3])
-        num_merges += 1
-        await asyncio.sleep(0.02)
-    assert num_merges >= 3
-    for asked, got in zip(requests, await asyncio.gather(*running), strict=True):
-        assert got.token_ids == world.reference.greedy(asked.prompt, 150, asked.adapter, ignore_eos=True)
+    # Once, where the machine merges as fast as it answers.
+    while num_merges < 3:
+        running = [asyncio.create_task(answer(engine, r)) for r in requests]
+        while not all(task.done() for task in running):
+            await engine.merge_adapter(("first", "second", BASE)[num_merges % 3])
+            num_merges += 1
+            await asyncio.sleep(0.02)
+        for asked, got in zip(requests, await asyncio.gather(*running), strict=True):
+            assert got.token_ids == world.reference.greedy(asked.prompt, 150, asked.adapter, ignore_eos=True)
 
 
 async def test_the_merged_adapter_is_not_unloaded_and_names_are_checked(world: World, engine: VLLMEngine) -> None:

@@ -109,7 +109,7 @@ async def test_a_killed_engine_is_unavailable_then_back_and_nothing_acknowledged
     assert json.loads(guided.answers[0].tool_calls[0].arguments_json)["day"] in ("Montag", "Mittwoch")
     watch = wire.health.Watch(health_pb2.HealthCheckRequest(service="nightschool.v1.AgentService"))
     assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
-    stream = wire.agent.StreamGenerate(ask("hi", max_tokens=400, ignore_eos=True), metadata=server.admin)
+    stream = wire.agent.StreamGenerate(ask("hi", max_tokens=1500, ignore_eos=True), metadata=server.admin)
     await stream.read()
     core = next(p for p in engine_processes(server) if "EngineCore" in title(p))
     core.send_signal(signal.SIGKILL)

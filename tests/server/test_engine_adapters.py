@@ -97,7 +97,7 @@ async def test_names_are_checked(world: World, engine: Engine) -> None:
 
 
 async def test_an_adapter_in_use_is_not_unloaded(world: World, engine: Engine) -> None:
-    asked = request("Hi", "plain", max_tokens=200, ignore_eos=True)
+    asked = request("Hi", "plain", max_tokens=400, ignore_eos=True)
     stream = engine.generate(asked)
     await anext(stream)
     with pytest.raises(FailedPreconditionError, match="in use"):
