@@ -86,10 +86,13 @@ class ToolWorkers:
         workers = cls(app_ref, num_workers, limits)
         # All are waited for, so that none is still starting when the others are stopped.
         starts = (worker.process.start() for worker in workers._workers)
-        failed = [error for error in await asyncio.gather(*starts, return_exceptions=True) if error is not None]
-        if failed:
-            await workers.close()
-            raise failed[0]
+        try:
+            failed = [error for error in await asyncio.gather(*starts, return_exceptions=True) if error is not None]
+            if failed:
+                raise failed[0]
+        except BaseException:
+            await uninterrupted(workers.close())
+            raise
         for worker in workers._workers:
             workers._idle.put_nowait(worker)
         return workers
