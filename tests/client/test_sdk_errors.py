@@ -78,7 +78,7 @@ def test_details_name_field_resource_and_delay(client: Client, server: FakeServe
     bad = error_details_pb2.BadRequest(field_violations=[violation])
     overflow = failing(grpc.StatusCode.INVALID_ARGUMENT, "too long", bad, reason="CONTEXT_OVERFLOW")
     resource = error_details_pb2.ResourceInfo(resource_type="adapter", resource_name="9-x")
-    busy = failing(grpc.StatusCode.RESOURCE_EXHAUSTED, "busy", retry_info(99), reason="OVERLOADED")
+    busy = failing(grpc.StatusCode.RESOURCE_EXHAUSTED, "busy", retry_info(999), reason="OVERLOADED")
     server.script["Generate"].extend([overflow, failing(grpc.StatusCode.NOT_FOUND, "no", resource), busy])
     with pytest.raises(nightschool.ContextOverflowError) as invalid:
         client.generate("hello")
@@ -88,7 +88,7 @@ def test_details_name_field_resource_and_delay(client: Client, server: FakeServe
     assert missing.value.resource == nightschool.Resource("adapter", "9-x")
     with pytest.raises(nightschool.OverloadedError) as full:
         client.generate("hello")
-    assert full.value.retry_after_s == 99
+    assert full.value.retry_after_s == 999
 
 
 async def test_both_clients_raise_the_same(client: Client, aclient: AsyncClient, server: FakeServer) -> None:
