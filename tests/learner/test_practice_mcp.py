@@ -32,8 +32,10 @@ async def test_candidates_run_on_an_mcp_server_and_simulators_answer_for_what_is
         return CALLS[0] if sampling.n == 1 else CALLS[index]
 
     store, sampler = open_home(tmp_path), FakeSampler(answer)
-    tools = await list_tools(app)
-    cycle = replace(cycle_on(store), app=app, app_ref="tests.server.mcp_app:app", tools=tools)
+    [server] = app.mcp
+    ours = replace(app, mcp=[replace(server, effects={**server.effects, "kill": "read_only"})])
+    tools = await list_tools(ours)
+    cycle = replace(cycle_on(store), app=ours, app_ref="tests.server.mcp_app:app", tools=tools)
     log_request(store, "seed", "Say hello.")
     with store.transaction() as db:
         seed_records.insert_task(db, cycle.id, seed_records.new_task(0, "Say hello to them.", (), KEPT), [], [])

@@ -220,6 +220,9 @@ async def test_who_changes_nothing_does_not_pay_for_the_call_that_ends_the_serve
         guilty = await call(tools, state, "die")
         assert (guilty.failure, guilty.content) == ("execution", "error: the MCP server 'probe' ended (exit code 3)")
         assert [done.content for done in await asyncio.gather(*beside)] == ["this time it came through"] * 2
+        assert (await call(tools, state, "echo", text="between")).content == "between"
+        assert (await call(tools, state, "die")).is_error
+        assert (await call(tools, state, "echo", text="behind it")).content == "behind it"
 
 
 async def test_a_server_that_ends_time_and_again_is_left_alone_for_a_while(tools: Toolbox, state: ToolState) -> None:

@@ -62,11 +62,12 @@ class McpSession:
         """What the tool gave back. Raises CallFailedError; cancelling tells the server and returns at once.
 
         `timeout_s` counts from when the server runs. `repeat`: where the server ends over the call, it is made once
-        more, one such call at a time. Whoever ends the server ends it again; the others, which were beside it, do not
-        pay for it: in practice they would be taken for candidates that failed.
+        more, one such call at a time. Whoever ends the server ends it again; the others, which were beside it or come
+        behind it, do not pay for it: in practice they would be taken for candidates that failed.
         """
         try:
-            return await self._call(await self._connected(), name, arguments, timeout_s)
+            connection = await self._connected(max_wait_s=FIRST_PAUSE_S if repeat else 0.0)
+            return await self._call(connection, name, arguments, timeout_s)
         except ServerEndedError as error:
             if not repeat:
                 raise self._execution(str(error)) from None
