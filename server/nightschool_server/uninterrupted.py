@@ -10,15 +10,20 @@ T = TypeVar("T")
 
 
 async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is waited for to its end; a cancellation that comes meanwhile is raised after it."""
+    """The result of `work`, which is waited for to its end; a cancellation that comes meanwhile is raised after it.
+
+    Also where the work then fails: whoever was cancelled must not take that for a failure to go on from.
+    """
     task = asyncio.create_task(work)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
         try:
-            await asyncio.shield(task)
+            await asyncio.wait({task})
         except asyncio.CancelledError as error:
             cancelled = error
     if cancelled is not None:
+        if not task.cancelled():
+            task.exception()  # Marks it as seen.
         raise cancelled
     return task.result()
 

@@ -163,6 +163,13 @@ async def test_a_process_that_a_tool_leaves_ends_with_its_call(
     assert not psutil.pid_exists(int(outcome.content))
 
 
+async def test_what_a_call_has_locked_is_free_for_the_next(tmp_path: Path) -> None:
+    state = ToolState.initial(load_app(APP), tmp_path / "states")
+    async with await ToolWorkers.start(APP, 2) as workers:
+        for _ in range(30):
+            assert (await workers.run("keep_locked", {"path": str(tmp_path / "file")}, state)).content == "locked"
+
+
 @pytest.mark.parametrize("how", ["thread", "timer"])
 async def test_nothing_of_a_tool_runs_after_its_call(
     workers: ToolWorkers, state: ToolState, tmp_path: Path, how: str

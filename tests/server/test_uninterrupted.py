@@ -67,6 +67,17 @@ async def test_a_fault_of_the_making_is_the_callers() -> None:
         await obtained(workshop.fail, workshop.given_back.append)
 
 
+async def test_who_is_cancelled_hears_of_that_and_not_of_work_that_fails_afterwards() -> None:
+    workshop = Workshop()
+    task = asyncio.create_task(uninterrupted(asyncio.to_thread(workshop.fail)))
+    await asyncio.wrap_future(workshop.begun)
+    task.cancel()
+    await asyncio.sleep(0)
+    workshop.go_on.set()
+    await asyncio.wait({task})
+    assert task.cancelled()
+
+
 async def test_work_goes_on_to_its_end_through_every_cancellation() -> None:
     began, go_on, ended = asyncio.Event(), asyncio.Event(), []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -165,6 +166,18 @@ def leave_ticking(path: str, how: Literal["thread", "timer"]) -> str:
     return "ticking"
 
 
+KEPT: list[object] = []
+
+
+@tool(effect="read_only")
+def keep_locked(path: str) -> str:
+    """Lock a file at once or not at all, and never let go of it."""
+    file = open(path, "w")  # noqa: SIM115
+    KEPT.append(file)
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return "locked"
+
+
 @tool(effect="read_only")
 def meet(fifo: str, *, speak: bool) -> str:
     """Wait for another call of this tool: one speaks through a FIFO, the other listens."""
@@ -229,7 +242,8 @@ app = App(
     [
         add, add_later, put, look, fail_after_writing, fail_by_mistake, change_although_read_only, keep_a_set, crash,
         remove_workspace,
-        hang, leave_running, leave_daemon, leave_ticking, meet, grow, litter, shout, half_a_character, post, send_mail,
+        hang, keep_locked, leave_running, leave_daemon, leave_ticking, meet, grow, litter, shout, half_a_character, post,
+        send_mail,
     ],
     initial_state={"basket": []},
     tool_timeout_s=30,

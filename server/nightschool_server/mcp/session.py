@@ -62,8 +62,8 @@ class McpSession:
         """What the tool gave back. Raises CallFailedError; cancelling tells the server and returns at once.
 
         `timeout_s` counts from when the server runs. `repeat`: where the server ends over the call, it is made once
-        more, one such call at a time. Whoever ends the server ends it again; the others, which were beside it or come
-        behind it, do not pay for it: in practice they would be taken for candidates that failed.
+        more within as long again, one such call at a time. Whoever ends the server ends it again; the others, which
+        were beside it or come behind it, do not pay for it: in practice they would be taken for candidates that failed.
         """
         try:
             connection = await self._connected(max_wait_s=FIRST_PAUSE_S if repeat else 0.0)
@@ -72,13 +72,15 @@ class McpSession:
             if not repeat:
                 raise self._execution(str(error)) from None
             ended = self._execution(str(error))
+        ends_at = time.monotonic() + timeout_s
         try:
             async with asyncio.timeout(timeout_s):
                 await self._repeating.acquire()
         except TimeoutError:
             raise ended from None
         try:
-            return await self._call(await self._connected(max_wait_s=timeout_s), name, arguments, timeout_s)
+            connection = await self._connected(max_wait_s=ends_at - time.monotonic())
+            return await self._call(connection, name, arguments, max(0.0, ends_at - time.monotonic()))
         except ServerEndedError as error:
             raise self._execution(str(error)) from None
         finally:

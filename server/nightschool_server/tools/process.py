@@ -38,7 +38,10 @@ MAX_FRAME_BYTES = 16 * 2**20
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+_WALL = 0x40000000
+"""Of linux/wait.h: also children that tell nobody of their end."""
 _RECEIVE_BYTES = 2**18
+_MAX_DESCRIPTOR = 2**16
 _SIGNALS = tuple(signal.valid_signals())
 _ALONE, _NOT_ALONE = b"\1", b"\0"
 """Before the frame of a child's reply: see `_is_alone`."""
@@ -99,7 +102,9 @@ class Child:
                 _become_child(worker, max_data_bytes)
                 _answer(warm_up)
                 if (call := _receive(theirs)) is not None:
-                    theirs.sendall(reply := _answer(partial(perform, app, call), _SIGNALS))
+                    reply = _answer(partial(perform, app, call), _SIGNALS)
+                    _close_all_but(theirs.fileno())
+                    theirs.sendall(reply)
                     if reply.startswith(_ALONE):
                         # Its end is the kernel's work for a millisecond, on the core that the reader is woken on: it
                         # waits for the kill, behind the reply.
@@ -185,11 +190,13 @@ class Worker:
             try:
                 call = self._next_call()
                 reply = None if call is None else self._run(child, call)
-                if reply is not None and child.left_nothing:
+                # A process that has slipped out from below the child is ours now.
+                goes_first = child.left_nothing and _children() == [child.pid]
+                if reply is not None and goes_first:
                     self._server.sendall(reply)
             finally:
                 child.destroy()
-            if reply is not None and not child.left_nothing:
+            if reply is not None and not goes_first:
                 self._server.sendall(reply)
 
     def _next_call(self) -> bytes | None:
@@ -251,13 +258,25 @@ def _answer(run: Callable[[], dict[str, Any]], block: Iterable[int] = ()) -> byt
 
 
 def _is_alone() -> bool:
-    """Whether this process has one thread and none below it. False also where that cannot be told: outside Linux."""
-    try:
-        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError:
-        # Linux counts the threads in the links of the folder; listing them takes ten times as long.
-        return sys.platform == "linux" and os.stat("/proc/self/task").st_nlink == 2 + 1
+    """Whether this process has one thread and none below it. False also where that cannot be told: outside Linux.
+
+    It is asked in the tool's own interpreter, so it holds against what a tool forgets, not against one that lies.
+    """
+    if sys.platform != "linux":
+        return False
+    with contextlib.suppress(OSError):
+        try:
+            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT | _WALL)
+        except ChildProcessError:
+            # Linux counts the threads in the links of the folder; listing them takes ten times as long.
+            return os.stat("/proc/self/task").st_nlink == 2 + 1
     return False
+
+
+def _close_all_but(kept: int) -> None:
+    """Let go of what the call has locked, bound or begun: the next one may run before this process ends."""
+    os.closerange(3, kept)
+    os.closerange(kept + 1, _MAX_DESCRIPTOR)
 
 
 def _failure(content: str) -> bytes:

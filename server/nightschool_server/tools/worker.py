@@ -86,7 +86,7 @@ class ToolWorker:
         except TimeoutError:
             reply = {"error": f"app {self._app_ref!r} was not imported within {START_TIMEOUT_S:g} s"}
         except BaseException:
-            await self.stop()
+            await uninterrupted(self.stop())
             raise
         finally:
             theirs.close()
