@@ -242,8 +242,8 @@ app = App(
     [
         add, add_later, put, look, fail_after_writing, fail_by_mistake, change_although_read_only, keep_a_set, crash,
         remove_workspace,
-        hang, keep_locked, leave_running, leave_daemon, leave_ticking, meet, grow, litter, shout, half_a_character, post,
-        send_mail,
+        hang, keep_locked, leave_running, leave_daemon, leave_ticking, meet, grow, litter, shout, half_a_character,
+        post, send_mail,
     ],
     initial_state={"basket": []},
     tool_timeout_s=30,

@@ -13,8 +13,6 @@ are every worker's start and every fork's memory.
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import fcntl
 import gc
 import json
 import os
@@ -23,29 +21,30 @@ import selectors
 import signal
 import socket
 import sys
-import termios
 from collections.abc import Callable, Iterable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from nightschool_server.app import App, import_app
 from nightschool_server.errors import AppError
 from nightschool_server.tools.call import perform, warm_up
+from nightschool_server.tools.kernel import (
+    adopt_orphans,
+    children,
+    close_all_but,
+    data_bytes,
+    end_with_parent,
+    is_alone,
+    leave_terminal,
+)
 
 MAX_FRAME_BYTES = 16 * 2**20
 """A longer frame means a broken or hostile peer."""
 
-_PR_SET_PDEATHSIG = 1
-_PR_SET_CHILD_SUBREAPER = 36
-_WALL = 0x40000000
-"""Of linux/wait.h: also children that tell nobody of their end."""
 _RECEIVE_BYTES = 2**18
-_MAX_DESCRIPTOR = 2**16
 _SIGNALS = tuple(signal.valid_signals())
 _ALONE, _NOT_ALONE = b"\1", b"\0"
-"""Before the frame of a child's reply: see `_is_alone`."""
-_libc = ctypes.CDLL(None)
+"""Before the frame of a child's reply: see `is_alone`."""
 
 
 def frame(value: Any) -> bytes:
@@ -66,7 +65,7 @@ def main() -> int:
     # Ctrl-C in a terminal is for the server, which ends its workers in order. No session of its own: that would be a
     # share of the processor of its own, and the learner's workers are niced. (uvloop starts no group.)
     os.setpgid(0, 0)
-    _leave_terminal()
+    leave_terminal()
     init = _receive(server)
     if init is None:
         return 0
@@ -103,7 +102,7 @@ class Child:
                 _answer(warm_up)
                 if (call := _receive(theirs)) is not None:
                     reply = _answer(partial(perform, app, call), _SIGNALS)
-                    _close_all_but(theirs.fileno())
+                    close_all_but(theirs.fileno())
                     theirs.sendall(reply)
                     if reply.startswith(_ALONE):
                         # Its end is the kernel's work for a millisecond, on the core that the reader is woken on: it
@@ -154,7 +153,7 @@ class Child:
         if self._status is None:
             _, self._status = os.waitpid(self.pid, 0)
         # Those that left its group are our children now, because we are their subreaper.
-        while orphans := _children():
+        while orphans := children():
             for pid in orphans:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -176,11 +175,11 @@ class Worker:
         self._selector = selectors.DefaultSelector()
         for source in (server, self._child_ended):
             self._selector.register(source, selectors.EVENT_READ)
-        _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+        adopt_orphans()
         # Freezing keeps the collector of every child from touching, and so copying, shared pages.
         gc.collect()
         gc.freeze()
-        self._max_data_bytes = _data_bytes() + max_memory_bytes if max_memory_bytes else 0
+        self._max_data_bytes = data_bytes() + max_memory_bytes if max_memory_bytes else 0
 
     def serve(self) -> None:
         """One call after another, until the server closes."""
@@ -191,7 +190,7 @@ class Worker:
                 call = self._next_call()
                 reply = None if call is None else self._run(child, call)
                 # A process that has slipped out from below the child is ours now.
-                goes_first = child.left_nothing and _children() == [child.pid]
+                goes_first = child.left_nothing and children() == [child.pid]
                 if reply is not None and goes_first:
                     self._server.sendall(reply)
             finally:
@@ -231,19 +230,13 @@ class Worker:
                 self._selector.unregister(child.socket)
 
 
-def _leave_terminal() -> None:
-    """Have no terminal: a tool that asks at one for a password fails at once instead of stopping for ever."""
-    with contextlib.suppress(OSError), open("/dev/tty", "rb", buffering=0) as terminal:
-        fcntl.ioctl(terminal, termios.TIOCNOTTY)
-
-
 def _become_child(worker: int, max_data_bytes: int) -> None:
     os.setpgid(0, 0)
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # Whatever the call starts stays below it, for `_is_alone` to see.
+    end_with_parent()
+    adopt_orphans()  # Whatever the call starts stays below it, for `is_alone` to see.
     if max_data_bytes:
         resource.setrlimit(resource.RLIMIT_DATA, (max_data_bytes, max_data_bytes))
     if os.getppid() != worker:
@@ -254,29 +247,7 @@ def _answer(run: Callable[[], dict[str, Any]], block: Iterable[int] = ()) -> byt
     """What a call gives, as it goes to the worker. With the signals blocked, no handler of a tool runs behind it."""
     reply = frame(run())
     signal.pthread_sigmask(signal.SIG_BLOCK, block)
-    return (_ALONE if _is_alone() else _NOT_ALONE) + reply
-
-
-def _is_alone() -> bool:
-    """Whether this process has one thread and none below it. False also where that cannot be told: outside Linux.
-
-    It is asked in the tool's own interpreter, so it holds against what a tool forgets, not against one that lies.
-    """
-    if sys.platform != "linux":
-        return False
-    with contextlib.suppress(OSError):
-        try:
-            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT | _WALL)
-        except ChildProcessError:
-            # Linux counts the threads in the links of the folder; listing them takes ten times as long.
-            return os.stat("/proc/self/task").st_nlink == 2 + 1
-    return False
-
-
-def _close_all_but(kept: int) -> None:
-    """Let go of what the call has locked, bound or begun: the next one may run before this process ends."""
-    os.closerange(3, kept)
-    os.closerange(kept + 1, _MAX_DESCRIPTOR)
+    return (_ALONE if is_alone() else _NOT_ALONE) + reply
 
 
 def _failure(content: str) -> bytes:
@@ -297,26 +268,6 @@ def _receive(peer: socket.socket) -> Any:
     """The value of one frame from a blocking socket; None where the peer has closed."""
     received = _receive_frame(peer)
     return None if received is None else json.loads(received[4:])
-
-
-def _children() -> list[int]:
-    """Processes whose parent this one is; Linux only, elsewhere none are found."""
-    path = Path(f"/proc/self/task/{os.getpid()}/children")
-    return [int(pid) for pid in path.read_text().split()] if path.exists() else []
-
-
-def _data_bytes() -> int:
-    """Private writable memory of this process, which is what RLIMIT_DATA counts; Linux only, elsewhere 0.
-
-    RLIMIT_AS would count what libraries merely reserve, a hundred times of what they use.
-    """
-    path = Path("/proc/self/statm")
-    return int(path.read_text().split()[5]) * resource.getpagesize() if path.exists() else 0
-
-
-def _prctl(option: int, value: int) -> None:
-    if sys.platform == "linux":
-        _libc.prctl(option, value, 0, 0, 0)
 
 
 if __name__ == "__main__":
