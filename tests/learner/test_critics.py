@@ -28,6 +28,7 @@ from nightschool_server.errors import ConfigError
 from nightschool_server.store.store import Store
 from pydantic import ValidationError
 
+from tests.learner.cancelling import cancelled_while_locked
 from tests.learner.practice_home import cycle_on, open_home
 
 CONTEXT = Context("What does a mug cost?", (), (assistant("<tool_call>x</tool_call>"),))
@@ -283,15 +284,7 @@ async def test_comparisons_that_are_under_way_together_do_not_pass_the_bound() -
 
 async def test_an_answer_that_was_paid_for_is_kept_though_its_call_is_cancelled(store: Store) -> None:
     cache = VerdictCache(store, cycle_on(store).id)
-    with store.transaction():  # until it ends nothing else is written
-        keeping = asyncio.create_task(cache.put("key", "step-1:0", "judge", *answers(3), 0.0))
-        for number in range(9):
-            if number == 5:
-                keeping.cancel()
-            await asyncio.sleep(0)
-        assert not keeping.done()
-    await asyncio.wait({keeping})
-    assert keeping.cancelled()
+    await cancelled_while_locked(store, cache.put("key", "step-1:0", "judge", *answers(3), 0.0))
     assert cache.get("key") is not None
 
 

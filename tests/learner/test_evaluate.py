@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -25,6 +24,7 @@ from nightschool_server.app import App, EvaluationTask
 from nightschool_server.chat import ToolCall
 from nightschool_server.tools.state import ToolState
 
+from tests.learner.cancelling import cancelled_while_locked
 from tests.learner.candidate_home import World, add_adapter, fresh, world
 from tests.learner.training_data import Trained, picture
 
@@ -232,15 +232,7 @@ async def test_results_that_are_being_written_are_there_before_a_cancelled_stage
     results = Results(cycle, basis, plan, cycle.progress("evaluate"), ("0001-aaaa", "base"))
     results.begin()
     await results.add("base", TaskResult("sum-0", "sum", True, "kept", "answered", 1, 0, 5))
-    with served.store.transaction():  # until it ends nothing else is written
-        writing = asyncio.create_task(results.flush())
-        for number in range(9):
-            if number == 5:
-                writing.cancel()
-            await asyncio.sleep(0)
-        assert not writing.done()
-    await asyncio.wait({writing})
-    assert writing.cancelled()
+    await cancelled_while_locked(served.store, results.flush())
     assert set(results_of(served.store, basis, "base")) == {("sum-0", GREEDY)}
 
 

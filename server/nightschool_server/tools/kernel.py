@@ -1,6 +1,7 @@
 """What a tool worker asks of the operating system: who runs below it, what it holds, what becomes of it.
 
-Linux for the most part; elsewhere each function says that it cannot tell, or does nothing.
+Linux for the most part; elsewhere each function says that it cannot tell, or does nothing. `mcp/guardian.py` asks some
+of the same in its own words: it runs as a script without this package.
 """
 
 from __future__ import annotations
@@ -63,8 +64,11 @@ def close_all_but(kept: int) -> None:
 
 def children() -> list[int]:
     """Processes whose parent this one is; Linux only, elsewhere none are found."""
-    path = Path(f"/proc/self/task/{os.getpid()}/children")
-    return [int(pid) for pid in path.read_text().split()] if path.exists() else []
+    try:
+        with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as file:
+            return [int(pid) for pid in file.read().split()]
+    except FileNotFoundError:
+        return []
 
 
 def data_bytes() -> int:
